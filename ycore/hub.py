@@ -1,0 +1,98 @@
+"""The hub: rooms by name. Opens each once, has it loaded, and lets go of the idle ones.
+
+Like a room, it is a pure state machine whose methods return effects. A room's effects must be
+carried out in order; those of different rooms have nothing to do with each other.
+
+    join an unknown name    -> Load(room): give it what the store has, then `room.opened`
+    no members for a while  -> Unload(room, generation): let the store finish, then `unloaded`
+    the store failed        -> `close`: members are sent away, the next join loads afresh
+
+Somebody may join while the store is still finishing. The room then stays: the generation (how many
+have joined, `Room.joins`) tells `unloaded` that it comes too late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from .errors import CloseCode
+from .room import Effect, Load, Member, Room, Settings, State, Unload
+
+__all__ = ["Hub"]
+
+
+class Hub:
+    """All rooms of a process, or of whatever part of it you like."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self._rooms: dict[str, Room] = {}
+        self._unloading: dict[Room, int] = {}
+        """Room -> its generation when its Unload was returned."""
+
+    @property
+    def rooms(self) -> Mapping[str, Room]:
+        """The rooms in memory, by name."""
+        return MappingProxyType(self._rooms)
+
+    def join(
+        self, name: str, *, now: float, read_only: bool = False
+    ) -> tuple[Member, list[Effect]]:
+        """Let a member into the room of that name, which is opened if it is not yet."""
+        effects: list[Effect] = []
+        room = self._rooms.get(name)
+        if room is None:
+            room = self._rooms[name] = Room(name, settings=self.settings, loading=True)
+            effects.append(Load(room))
+        member, greeting = room.join(now=now, read_only=read_only)
+        return member, effects + greeting
+
+    def close(self, room: Room, code: CloseCode, reason: str, *, now: float) -> list[Effect]:
+        """Send a room's members away and forget it, as when its store has failed."""
+        if self._rooms.get(room.name) is room:
+            del self._rooms[room.name]
+        self._unloading.pop(room, None)
+        return room.close(code, reason, now=now)
+
+    def unloaded(self, room: Room, generation: int, *, now: float) -> bool:
+        """The store has finished with an idle room: forget it, unless it is in use again.
+
+        Returns whether it was forgotten.
+        """
+        if self._unloading.get(room) != generation or room.joins != generation:
+            return False
+        self.close(room, CloseCode.NORMAL, "idle", now=now)
+        return True
+
+    def next_timeout(self) -> float | None:
+        """When `handle_timeout` has something to do next; None if never."""
+        times = [room.next_timeout() for room in self._rooms.values()]
+        times += [self._unload_at(room) for room in self._rooms.values()]
+        return min((time for time in times if time is not None), default=None)
+
+    def handle_timeout(self, *, now: float) -> list[tuple[Room, list[Effect]]]:
+        """Do what is due by `now`; too early, nothing. Rooms without effects are left out."""
+        todo: list[tuple[Room, list[Effect]]] = []
+        for room in self._rooms.values():
+            effects: list[Effect] = []
+            due = room.next_timeout()
+            if due is not None and now >= due:
+                effects += room.handle_timeout(now=now)
+            unload_at = self._unload_at(room)
+            if unload_at is not None and now >= unload_at:
+                self._unloading[room] = room.joins
+                effects.append(Unload(room, room.joins))
+            if effects:
+                todo.append((room, effects))
+        return todo
+
+    def _unload_at(self, room: Room) -> float | None:
+        """When the room will have been idle for long enough; None if it is not or that is known."""
+        if (
+            room.idle_since is None
+            or room.state is not State.OPEN
+            or self._unloading.get(room) == room.joins
+        ):
+            return None
+        return room.idle_since + self.settings.idle_timeout

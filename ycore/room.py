@@ -1,0 +1,556 @@
+"""A room: the members of one document, and their conversation.
+
+Theory of operation
+-------------------
+A room is a pure state machine. Its inputs are methods (`join`, `receive`, `leave`, ...); each
+returns a list of *effects* for the caller to carry out, in order, after those returned before.
+That order is what keeps the promises: a `Persist` stands before every `Send` that shows its update
+to anyone, so whoever waits for each `Persist` to be durable before going on never shows an edit
+that could still be lost.
+
+A room that is opened from a store begins LOADING: members may join and their frames are kept, but
+nobody is answered before `opened`, and nothing can be persisted. Then it is OPEN. `close` makes it
+CLOSED for good.
+
+A member is greeted with the room's state vector (a SyncStep1, which fetches its offline edits) and
+with who is here. From the moment its own SyncStep1 is answered it is *synced*: that answer holds
+all there is, and every update after it reaches the member. Members who left, or whom a `Close`
+effect has sent away, are out at once: nothing is sent to them, and what still comes from them
+does nothing.
+
+A member too slow to take what is sent is *stalled* by the caller, in whose hands the outboxes are:
+the room then sends it nothing, and `resume` brings it level with one diff from where it stopped.
+
+Awareness ids belong to the member that announced them; see `_vouch`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, TypeAlias
+
+from .awareness import Awareness, AwarenessEntry, decode_awareness, encode_awareness
+from .errors import CloseCode, LocalProtocolError, RemoteProtocolError
+from .messages import (
+    BUILT_IN_TYPES,
+    AwarenessUpdate,
+    Custom,
+    Message,
+    PermissionDenied,
+    QueryAwareness,
+    SyncStep1,
+    SyncStep2,
+    Update,
+    decode,
+)
+from .updates import ParsedUpdate, StructStore, decode_state_vector, parse_update
+
+__all__ = [
+    "Close",
+    "CustomMessage",
+    "Effect",
+    "Load",
+    "Member",
+    "Persist",
+    "Room",
+    "Send",
+    "Settings",
+    "State",
+    "Unload",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What can be set about rooms. Times are in seconds."""
+
+    keepalive: float = 15.0
+    """How often members get a message even if there is nothing to say. y-websocket clients drop a
+    connection on which no message came for 30 s; WebSocket pings don't count for them."""
+
+    stall_timeout: float = 60.0
+    """How long a member may be too slow to take what is sent to it before it is closed (1013)."""
+
+    idle_timeout: float = 30.0
+    """How long a room without members stays in memory: long enough to sit out a page reload."""
+
+    max_waiting_bytes: int = 64 * 2**20
+    """How many bytes of one member's frames are kept while the room loads. Offline edits to a large
+    document fit; a transport that reads no further until the room is open needs far less."""
+
+    custom_types: frozenset[int] = frozenset()
+    """Message types of the application's own: they come back as `CustomMessage` effects. Messages
+    of other unknown types are counted and dropped."""
+
+    def __post_init__(self) -> None:
+        if taken := self.custom_types & BUILT_IN_TYPES:
+            raise LocalProtocolError(f"message types {sorted(taken)} are y-protocols' own")
+
+
+class Member:
+    """One connection to a room. Made by `Room.join`; its attributes are to be read, but `link`."""
+
+    __slots__ = (
+        "_clocks",
+        "_waiting",
+        "_waiting_bytes",
+        "link",
+        "read_only",
+        "room",
+        "synced",
+    )
+
+    def __init__(self, room: Room, *, read_only: bool) -> None:
+        self.room = room
+        self.read_only = read_only
+        self.link: Any = None
+        """Yours: what you need to find from a member, such as its connection."""
+        self.synced = False
+        """Whether its SyncStep1 was answered: from then on it gets every update."""
+        self._clocks: dict[int, int] = {}
+        """The awareness ids it owns, with the clock it last announced for each. The first one is
+        its own; further ones it may be passing on for others."""
+        self._waiting: list[bytes] = []
+        """Frames that came while the room was loading."""
+        self._waiting_bytes = 0
+
+
+# ---- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Store this update durably before carrying out what follows."""
+
+    update: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this frame, as one binary WebSocket message, to each member of `to` but `skip`."""
+
+    frame: bytes
+    to: tuple[Member, ...]
+    skip: Member | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close the member's connection, after what was sent to it. It has left the room already."""
+
+    member: Member
+    code: CloseCode
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CustomMessage:
+    """A message of a type registered in `Settings.custom_types`: the application's business."""
+
+    member: Member
+    type: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """From a `Hub`: give the room what the store has (`Room.load`), then call `Room.opened`.
+
+    If the store fails, `Hub.close` the room: it must not stay open without its past.
+    """
+
+    room: Room
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """From a `Hub`: the room is idle. Let the store finish with it, then call `Hub.unloaded`."""
+
+    room: Room
+    generation: int
+
+
+Effect: TypeAlias = Persist | Send | Close | CustomMessage | Load | Unload
+
+
+# ---- the room
+
+
+class State(Enum):
+    """Where a room is in its life; see the top of this module."""
+
+    LOADING = "loading"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a room refused, for whoever watches over it."""
+
+    bad_frames: int = 0
+    """Malformed messages, each of which cost its sender the connection."""
+    unknown_messages: int = 0
+    """Messages of types that nobody registered."""
+    refused_updates: int = 0
+    """Updates of read-only members."""
+    refused_awareness: int = 0
+    """Awareness entries for ids that belong to somebody else."""
+
+
+_KEEPALIVE: Final = AwarenessUpdate(encode_awareness([])).encode()
+"""The shortest message that no client reacts to: awareness of nobody."""
+
+_READ_ONLY: Final = PermissionDenied("this connection is read-only: the edit was refused").encode()
+
+# A message's payload, read and checked: ready to act on. None if there is nothing to do.
+_Checked: TypeAlias = (
+    ParsedUpdate | dict[int, int] | list[AwarenessEntry] | QueryAwareness | Custom | None
+)
+
+
+@dataclass(slots=True)
+class _Stalled:
+    """What a stalled member knows: all that was sent to it before, or what it says it has."""
+
+    since: float
+    clocks: dict[int, int]
+    """The document's state vector then."""
+    clients: list[int]
+    """Whose awareness states there were."""
+
+
+class Room:
+    """The members of one document, and the document's structs.
+
+    Args:
+        name: any string; the room itself makes nothing of it.
+        loading: begin LOADING, for a caller with a store. Otherwise the room is open and empty.
+    """
+
+    def __init__(
+        self, name: str, *, settings: Settings | None = None, loading: bool = False
+    ) -> None:
+        self.name = name
+        self.settings = settings or Settings()
+        self.state = State.LOADING if loading else State.OPEN
+        self.store = StructStore()
+        """The document. Read it; add to it only through the room, or nobody is told."""
+        self.awareness = Awareness()
+        self.counters = Counters()
+        self._members: dict[Member, None] = {}
+        """In the order they joined."""
+        self._stalled: dict[Member, _Stalled] = {}
+        self._present: tuple[Member, ...] | None = None
+        self._synced: tuple[Member, ...] | None = None
+        self._owners: dict[int, Member] = {}
+        """Awareness id -> the member that owns it."""
+        self._keepalive_at: float | None = None
+        self.joins = 0
+        """How many have ever joined: by this an unload can tell that it comes too late."""
+        self.idle_since: float | None = None
+        """When the last member left; None while there are members, or before there was one."""
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Everyone in the room, in the order they joined."""
+        return tuple(self._members)
+
+    # Broadcasts go to tuples that are made once and shared until somebody comes or goes.
+
+    def _audience_changed(self) -> None:
+        self._present = self._synced = None
+
+    def _who_is_present(self) -> tuple[Member, ...]:
+        """Who gets awareness and keepalives: all but the stalled."""
+        if self._present is None:
+            self._present = tuple(m for m in self._members if m not in self._stalled)
+        return self._present
+
+    def _who_is_synced(self) -> tuple[Member, ...]:
+        """Who gets updates."""
+        if self._synced is None:
+            self._synced = tuple(m for m in self._who_is_present() if m.synced)
+        return self._synced
+
+    # -- coming and going
+
+    def join(self, *, now: float, read_only: bool = False) -> tuple[Member, list[Effect]]:
+        """Let a member in. It is greeted at once, or when the room has loaded.
+
+        Raises:
+            LocalProtocolError: the room is closed.
+        """
+        if self.state is State.CLOSED:
+            raise LocalProtocolError(f"the room {self.name!r} is closed")
+        member = Member(self, read_only=read_only)
+        self._members[member] = None
+        self.joins += 1
+        self.idle_since = None
+        self._audience_changed()
+        if self._keepalive_at is None:
+            self._keepalive_at = now + self.settings.keepalive
+        return member, self._greet(member) if self.state is State.OPEN else []
+
+    def leave(self, member: Member, *, now: float) -> list[Effect]:
+        """A member's connection is gone. The others no longer see it. Does nothing if it left."""
+        if not self._is_in(member):
+            return []
+        del self._members[member]
+        self._stalled.pop(member, None)
+        self._audience_changed()
+        if not self._members:
+            self._keepalive_at = None
+            self.idle_since = now
+        for client in member._clocks:
+            del self._owners[client]
+        return self._tell_awareness(self.awareness.remove(member._clocks, now))
+
+    def receive(self, member: Member, frame: bytes, *, now: float) -> list[Effect]:
+        """Take in one WebSocket message. Does nothing if the member has left.
+
+        Malformed bytes change nothing, and cost the member its connection: the effects are then
+        its `Close` and what its leaving means for the others.
+        """
+        if not self._is_in(member):
+            return []
+        if self.state is State.LOADING:
+            return self._keep_waiting(member, frame, now)
+        try:
+            checked = [_check(message) for message in decode(bytes(frame))]
+        except RemoteProtocolError as exc:
+            self.counters.bad_frames += 1
+            return self._dismiss(member, exc.close_code, str(exc), now)
+        effects: list[Effect] = []
+        for content in checked:
+            self._act(member, content, now, effects)
+        return effects
+
+    def close(self, code: CloseCode, reason: str, *, now: float) -> list[Effect]:
+        """Send everyone away, for good: the room is CLOSED."""
+        self.state = State.CLOSED
+        effects: list[Effect] = [Close(member, code, reason) for member in self._members]
+        self._members.clear()
+        self._stalled.clear()
+        self._audience_changed()
+        self._owners.clear()
+        self._keepalive_at = None
+        self.idle_since = now
+        self.awareness = Awareness()
+        return effects
+
+    # -- loading
+
+    def load(self, update: bytes) -> None:
+        """Take in an update from the store, before anyone is answered.
+
+        Raises:
+            LocalProtocolError: the room is not loading.
+            RemoteProtocolError: the update is malformed.
+        """
+        if self.state is not State.LOADING:
+            raise LocalProtocolError(f"the room {self.name!r} is {self.state.value}, not loading")
+        self.store.add(update)
+
+    def opened(self, *, now: float) -> list[Effect]:
+        """All is loaded: greet those who wait, and take in what they sent meanwhile.
+
+        Raises:
+            LocalProtocolError: the room is not loading.
+        """
+        if self.state is not State.LOADING:
+            raise LocalProtocolError(f"the room {self.name!r} is {self.state.value}, not loading")
+        self.state = State.OPEN
+        effects: list[Effect] = []
+        waiting = self.members
+        for member in waiting:
+            effects += self._greet(member)
+        for member in waiting:
+            frames, member._waiting = member._waiting, []
+            for frame in frames:
+                effects += self.receive(member, frame, now=now)
+        return effects
+
+    # -- slow members
+
+    def stall(self, member: Member, *, now: float) -> None:
+        """Send a member nothing more until `resume`: its outbox is full.
+
+        What was returned for it before still has to reach it.
+        """
+        if self._is_in(member) and member not in self._stalled:
+            self._stalled[member] = _Stalled(
+                now, self.store.state_vector(), list(self.awareness.states)
+            )
+            self._audience_changed()
+
+    def resume(self, member: Member) -> list[Effect]:
+        """A stalled member has taken all that was sent to it: bring it level in one step."""
+        if not self._is_in(member) or member not in self._stalled:
+            return []
+        stalled = self._stalled.pop(member)
+        self._audience_changed()
+        effects: list[Effect] = []
+        if member.synced:
+            effects.append(self._catch_up(member, stalled.clocks))
+        here = self.awareness.states
+        gone = [client for client in stalled.clients if client not in here]
+        self._send_awareness(member, [*here, *gone], effects)
+        return effects
+
+    # -- time
+
+    def next_timeout(self) -> float | None:
+        """When `handle_timeout` has something to do next; None if never."""
+        times = [self._keepalive_at, self.awareness.next_timeout()]
+        times += [stalled.since + self.settings.stall_timeout for stalled in self._stalled.values()]
+        return min((time for time in times if time is not None), default=None)
+
+    def handle_timeout(self, *, now: float) -> list[Effect]:
+        """Do what is due by `now`; too early, nothing."""
+        effects = self._tell_awareness(self.awareness.handle_timeout(now))
+        for member, stalled in list(self._stalled.items()):
+            if now >= stalled.since + self.settings.stall_timeout:
+                reason = f"too slow for {self.settings.stall_timeout:g} s"
+                effects += self._dismiss(member, CloseCode.TRY_AGAIN_LATER, reason, now)
+        if self._keepalive_at is not None and now >= self._keepalive_at:
+            effects.append(Send(_KEEPALIVE, self._who_is_present()))
+            self._keepalive_at = now + self.settings.keepalive
+        return effects
+
+    # -- what messages do
+
+    def _is_in(self, member: Member) -> bool:
+        if member.room is not self:
+            raise LocalProtocolError(f"that is a member of {member.room.name!r}, not {self.name!r}")
+        return member in self._members
+
+    def _greet(self, member: Member) -> list[Effect]:
+        state_vector = SyncStep1(self.store.encode_state_vector())
+        effects: list[Effect] = [Send(state_vector.encode(), (member,))]
+        self._send_awareness(member, list(self.awareness.states), effects)
+        return effects
+
+    def _catch_up(self, member: Member, clocks: dict[int, int]) -> Send:
+        """What a member lacks who has the structs below these clocks."""
+        return Send(SyncStep2(self.store.diff(clocks)).encode(), (member,))
+
+    def _keep_waiting(self, member: Member, frame: bytes, now: float) -> list[Effect]:
+        member._waiting_bytes += len(frame)
+        if member._waiting_bytes > self.settings.max_waiting_bytes:
+            reason = "too much was sent before the room was loaded"
+            return self._dismiss(member, CloseCode.MESSAGE_TOO_BIG, reason, now)
+        member._waiting.append(frame)
+        return []
+
+    def _dismiss(self, member: Member, code: CloseCode, reason: str, now: float) -> list[Effect]:
+        return [Close(member, code, reason), *self.leave(member, now=now)]
+
+    def _act(self, member: Member, content: _Checked, now: float, effects: list[Effect]) -> None:
+        if isinstance(content, ParsedUpdate):
+            self._take_update(member, content, effects)
+        elif isinstance(content, dict):
+            if not member.synced:
+                member.synced = True
+                self._audience_changed()
+            if member in self._stalled:
+                self._stalled[member].clocks = content
+            else:
+                effects.append(self._catch_up(member, content))
+        elif isinstance(content, list):
+            changed: list[AwarenessEntry] = []
+            for entry in content:
+                changed += self.awareness.apply(self._vouch(member, entry), now)
+            effects += self._tell_awareness(changed, skip=member)
+        elif isinstance(content, QueryAwareness) and member not in self._stalled:
+            self._send_awareness(member, list(self.awareness.states), effects)
+        elif isinstance(content, Custom):
+            if content.type in self.settings.custom_types:
+                effects.append(CustomMessage(member, content.type, content.payload))
+            else:
+                self.counters.unknown_messages += 1
+
+    def _take_update(self, member: Member, update: ParsedUpdate, effects: list[Effect]) -> None:
+        """An edit, or the offline edits of a SyncStep2: they differ in nothing here."""
+        if member.read_only:
+            # The answer to our SyncStep1 repeats what it knows; that is no edit.
+            if not self.store.knows(update):
+                self.counters.refused_updates += 1
+                if member not in self._stalled:
+                    effects.append(Send(_READ_ONLY, (member,)))
+            return
+        new = self.store.add(update)
+        if new is not None:
+            effects.append(Persist(new))
+            self._broadcast(Update(new).encode(), self._who_is_synced(), member, effects)
+
+    # -- awareness
+
+    def _vouch(self, member: Member, entry: AwarenessEntry) -> list[AwarenessEntry]:
+        """The entry as the room announces it, or nothing if the member has no say in it.
+
+        An id belongs to the member that announced it first, until that one leaves. But clients
+        also pass on what they heard of others (y-websocket sends every change of its awareness to
+        the server), so an id which is not the first a member announced is held only until the
+        member comes whose first it is, and does not bring back who has left.
+
+        What a member says is compared with what it said before; what the room announces always
+        counts up. Otherwise somebody who comes back with the same id and clock stays invisible
+        until it renews its state, and so does one whose clock starts at 0.
+        """
+        client, clock, state = entry
+        owner = self._owners.get(client)
+        known = self.awareness.clock(client)
+        if owner is member:
+            last = member._clocks[client]
+            if clock < last or (clock == last and state is not None):
+                return []
+        else:
+            is_first = not member._clocks
+            if owner is None:
+                may = is_first or clock > known
+            else:
+                may = is_first and next(iter(owner._clocks)) != client
+            if state is None or not may:
+                self.counters.refused_awareness += clock > known
+                return []
+            if owner is not None:
+                del owner._clocks[client]
+        self._owners[client] = member
+        member._clocks[client] = clock
+        clock = known if state is None else max(clock, known + 1)
+        return [AwarenessEntry(client, clock, state)]
+
+    def _tell_awareness(
+        self, entries: list[AwarenessEntry], skip: Member | None = None
+    ) -> list[Effect]:
+        effects: list[Effect] = []
+        if entries:
+            frame = AwarenessUpdate(encode_awareness(entries)).encode()
+            self._broadcast(frame, self._who_is_present(), skip, effects)
+        return effects
+
+    def _send_awareness(self, member: Member, clients: list[int], effects: list[Effect]) -> None:
+        entries = self.awareness.entries(clients)
+        if entries:
+            effects.append(Send(AwarenessUpdate(encode_awareness(entries)).encode(), (member,)))
+
+    def _broadcast(
+        self, frame: bytes, to: tuple[Member, ...], skip: Member | None, effects: list[Effect]
+    ) -> None:
+        if to and to != (skip,):
+            effects.append(Send(frame, to, skip))
+
+
+def _check(message: Message) -> _Checked:
+    """Read a message's payload. Raises RemoteProtocolError; changes nothing."""
+    if isinstance(message, Update | SyncStep2):
+        return parse_update(message.update)
+    if isinstance(message, SyncStep1):
+        return decode_state_vector(message.state_vector)
+    if isinstance(message, AwarenessUpdate):
+        return decode_awareness(message.payload)
+    if isinstance(message, QueryAwareness | Custom):
+        return message
+    return None  # PermissionDenied is a server's word: from a client it means nothing

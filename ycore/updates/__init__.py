@@ -1,0 +1,51 @@
+"""Updates, version 1: check, merge and compare them, and hold a document's (`StructStore`).
+
+The functions bear the names they have in Yjs and mean the same. All of them refuse a malformed
+update or state vector with `RemoteProtocolError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ._grammar import ParsedUpdate, decode_state_vector, encode_state_vector, parse_update
+from ._store import StructStore
+
+__all__ = [
+    "ParsedUpdate",
+    "StructStore",
+    "check_update",
+    "decode_state_vector",
+    "diff_update",
+    "encode_state_vector",
+    "encode_state_vector_from_update",
+    "merge_updates",
+    "parse_update",
+]
+
+
+def check_update(update: bytes) -> None:
+    """Raise RemoteProtocolError unless `update` is well-formed."""
+    parse_update(update)
+
+
+def _store(updates: Iterable[bytes]) -> StructStore:
+    store = StructStore()
+    for update in updates:
+        store.add(update)
+    return store
+
+
+def merge_updates(updates: Iterable[bytes]) -> bytes:
+    """One update that says what all of these say (yjs `utils/updates.js`, mergeUpdates)."""
+    return _store(updates).encode()
+
+
+def diff_update(update: bytes, state_vector: bytes) -> bytes:
+    """What of an update someone with this state vector lacks (`utils/updates.js`, diffUpdate)."""
+    return _store([update]).diff(state_vector)
+
+
+def encode_state_vector_from_update(update: bytes) -> bytes:
+    """What someone who has just this update has (`encodeStateVectorFromUpdate`)."""
+    return _store([update]).encode_state_vector()

@@ -1,0 +1,110 @@
+"""The delete set: which clocks of which client are deleted, as disjoint sorted ranges.
+
+Source: yjs `utils/DeleteSet.js`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from typing import Final, TypeAlias
+
+from ..lib0 import write_var_uint
+
+Range: TypeAlias = tuple[int, int]
+"""First clock, and the clock after the last."""
+
+_SPARSE: Final = 16
+"""Ranges to add that have this many times more known ranges between them than they are many are
+added in halves: so a message costs in proportion to its own length, not to the document's."""
+
+
+def coalesce(ranges: Iterable[Range]) -> list[Range]:
+    """Sort ranges and join those that overlap or touch."""
+    out: list[Range] = []
+    for start, end in sorted(ranges):
+        if out and start <= out[-1][1]:
+            if end > out[-1][1]:
+                out[-1] = (out[-1][0], end)
+        else:
+            out.append((start, end))
+    return out
+
+
+def subtract(ranges: list[Range], known: list[Range]) -> list[Range]:
+    """What of `ranges` is not in `known`; both disjoint and sorted."""
+    out: list[Range] = []
+    i = 0
+    for start, end in ranges:
+        while i < len(known) and known[i][1] <= start:
+            i += 1
+        at = start
+        j = i
+        while at < end and j < len(known) and known[j][0] < end:
+            if at < known[j][0]:
+                out.append((at, known[j][0]))
+            at = max(at, known[j][1])
+            j += 1
+        if at < end:
+            out.append((at, end))
+        i = max(i, j - 1)
+    return out
+
+
+def write_ranges(out: bytearray, client: int, ranges: list[Range]) -> None:
+    """Append one client's entry of an encoded delete set."""
+    write_var_uint(out, client)
+    write_var_uint(out, len(ranges))
+    for start, end in ranges:
+        write_var_uint(out, start)
+        write_var_uint(out, end - start)
+
+
+class ClientDeletes:
+    """What is deleted of one client's structs."""
+
+    __slots__ = ("_encoded", "_ends", "_starts")
+
+    def __init__(self) -> None:
+        self._starts = array("Q")
+        self._ends = array("Q")
+        self._encoded: bytes | None = None
+
+    def add(self, ranges: list[Range]) -> list[Range]:
+        """Add ranges in any order, and return what of them was new, coalesced."""
+        new = self._add(ranges if len(ranges) == 1 else coalesce(ranges))
+        if new:
+            self._encoded = None
+        return new
+
+    def _add(self, ranges: list[Range]) -> list[Range]:
+        # The window is what is known between the first and the last to add, or touches them.
+        first = bisect_left(self._ends, ranges[0][0])
+        last = bisect_right(self._starts, ranges[-1][1], lo=first)
+        if len(ranges) > 1 and last - first > _SPARSE * len(ranges):
+            middle = len(ranges) // 2
+            return self._add(ranges[:middle]) + self._add(ranges[middle:])
+        known = list(zip(self._starts[first:last], self._ends[first:last], strict=True))
+        new = subtract(ranges, known)
+        if new:
+            merged = coalesce(known + new)
+            self._starts[first:last] = array("Q", [start for start, _ in merged])
+            self._ends[first:last] = array("Q", [end for _, end in merged])
+        return new
+
+    def covers(self, ranges: list[Range]) -> bool:
+        """Whether all of these are deleted already."""
+        for start, end in ranges:
+            at = bisect_right(self._starts, start) - 1
+            if at < 0 or self._ends[at] < end:
+                return False
+        return True
+
+    def encoded(self, client: int) -> bytes:
+        """This client's entry of an encoded delete set."""
+        if self._encoded is None:
+            out = bytearray()
+            write_ranges(out, client, list(zip(self._starts, self._ends, strict=True)))
+            self._encoded = bytes(out)
+        return self._encoded

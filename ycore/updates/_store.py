@@ -1,0 +1,227 @@
+"""The struct store: the truth of a document, without the document.
+
+A Yjs document is a set of structs and a set of deletes. To relay, merge, compare and persist it,
+one needs to know which of them one has, not what they mean: so does Yjs itself for updates
+(`utils/updates.js`). Structs and deletes whose dependencies are missing are kept like all others;
+where a client's clock has a hole, the encoding has a Skip.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from ..lib0 import write_var_uint
+from ._deletes import ClientDeletes, Range, coalesce, subtract, write_ranges
+from ._grammar import (
+    SKIP,
+    ParsedUpdate,
+    Section,
+    decode_state_vector,
+    encode_state_vector,
+    parse_update,
+)
+from ._runs import Run, run_of
+
+Chunks: TypeAlias = list[bytes | bytearray | memoryview]
+
+
+def _run_start(run: Run) -> int:
+    return run.start
+
+
+class StructStore:
+    """All structs and deletes of one document.
+
+    >>> store = StructStore()
+    >>> store.add(update)                  # doctest: +SKIP
+    >>> store.diff(their_state_vector)     # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        self._clients: dict[int, list[Run]] = {}
+        """For each client its runs, sorted, disjoint."""
+        self._deletes: dict[int, ClientDeletes] = {}
+        self._order: list[int] | None = []
+        """The clients in the order Yjs writes them, higher first; None when one is new."""
+
+    def add(self, update: bytes | ParsedUpdate) -> bytes | None:
+        """Take in an update and return what of it was new, as an update; None if nothing was.
+
+        That is the update itself if all of it was new. Where a struct's id is known already, what
+        is known stays.
+
+        Raises:
+            RemoteProtocolError: the update is malformed; nothing has changed.
+        """
+        parsed = update if isinstance(update, ParsedUpdate) else parse_update(bytes(update))
+        all_new = True
+        whole: list[Section] = []
+        pieces: list[tuple[int, Run]] = []
+        for section in parsed.sections:
+            client = section.client
+            runs = self._clients.get(client)
+            if runs is None:
+                self._clients[client] = [run_of(parsed.data, section)]
+                self._order = None
+                whole.append(section)
+            elif runs[-1].end == section.start:  # what typing does
+                runs[-1].append(client, parsed.data, section.ends, section.offsets, section.stop)
+                whole.append(section)
+            else:
+                run = run_of(parsed.data, section)
+                gaps = _gaps(runs, run.start, run.end)
+                if gaps == [(run.start, run.end)]:
+                    _insert(client, runs, run)
+                    whole.append(section)
+                    continue
+                all_new = False
+                for start, end in gaps:
+                    pieces.append((client, run.cut(client, start, end)))
+                    _insert(client, runs, run.cut(client, start, end))
+        new_deletes: dict[int, list[Range]] = {}
+        for client, ranges in parsed.deletes.items():
+            deletes = self._deletes.get(client)
+            if deletes is None:
+                deletes = self._deletes[client] = ClientDeletes()
+            new = deletes.add(ranges)
+            if new:
+                new_deletes[client] = new
+            if new != ranges:
+                all_new = False
+        if not (whole or pieces or new_deletes):
+            return None
+        if all_new:
+            return parsed.data
+        pieces += [(section.client, run_of(parsed.data, section)) for section in whole]
+        return _encode_news(pieces, new_deletes)
+
+    def knows(self, update: ParsedUpdate) -> bool:
+        """Whether adding this update would change nothing."""
+        for section in update.sections:
+            runs = self._clients.get(section.client)
+            if runs is None or _gaps(runs, section.start, section.ends[-1]):
+                return False
+        for client, ranges in update.deletes.items():
+            deletes = self._deletes.get(client)
+            if deletes is None or not deletes.covers(coalesce(ranges)):
+                return False
+        return True
+
+    def state_vector(self) -> dict[int, int]:
+        """For each client the clock up to which all its structs are known, without a hole."""
+        clocks = {}
+        for client, runs in self._clients.items():
+            clock = 0
+            for run in runs:
+                if run.start != clock:
+                    break
+                clock = run.end
+            if clock:
+                clocks[client] = clock
+        return clocks
+
+    def encode_state_vector(self) -> bytes:
+        """`state_vector()` as a SyncStep1 carries it."""
+        return encode_state_vector(self.state_vector())
+
+    def diff(self, state_vector: bytes | Mapping[int, int]) -> bytes:
+        """What someone with this state vector lacks, as an update: structs, and all deletes.
+
+        Raises:
+            RemoteProtocolError: the state vector is malformed.
+        """
+        if isinstance(state_vector, bytes):
+            state_vector = decode_state_vector(state_vector)
+        return self._encode(state_vector)
+
+    def encode(self) -> bytes:
+        """All structs and deletes, as one update."""
+        return self._encode({})
+
+    def _encode(self, known: Mapping[int, int]) -> bytes:
+        if self._order is None:
+            self._order = sorted(self._clients, reverse=True)
+        chunks: Chunks = []
+        sections = 0
+        for client in self._order:
+            sections += _write_section(chunks, client, self._clients[client], known.get(client, 0))
+        deletes = [
+            self._deletes[client].encoded(client) for client in sorted(self._deletes, reverse=True)
+        ]
+        return b"".join((_count(sections), *chunks, _count(len(deletes)), *deletes))
+
+
+def _encode_news(pieces: list[tuple[int, Run]], deletes: dict[int, list[Range]]) -> bytes:
+    """The update that says just this."""
+    clients: dict[int, list[Run]] = {}
+    for client, run in sorted(pieces, key=lambda piece: (-piece[0], piece[1].start)):
+        clients.setdefault(client, []).append(run)
+    chunks: Chunks = []
+    for client, runs in clients.items():
+        _write_section(chunks, client, runs, 0)
+    tail = bytearray()
+    for client in sorted(deletes, reverse=True):
+        write_ranges(tail, client, deletes[client])
+    return b"".join((_count(len(clients)), *chunks, _count(len(deletes)), tail))
+
+
+def _gaps(runs: list[Run], start: int, end: int) -> list[Range]:
+    """Which clocks from `start` to `end` are in none of `runs`."""
+    first = max(bisect_right(runs, start, key=_run_start) - 1, 0)
+    last = bisect_left(runs, end, lo=first, key=_run_start)
+    return subtract([(start, end)], [(run.start, run.end) for run in runs[first:last]])
+
+
+def _insert(client: int, runs: list[Run], run: Run) -> None:
+    """Put a run where it belongs among its client's runs, none of which it overlaps."""
+    at = bisect_right(runs, run.start, key=_run_start)
+    if at and runs[at - 1].end == run.start:
+        at -= 1
+        runs[at].extend(client, run)
+    else:
+        runs.insert(at, run)
+    # Runs that touch are joined while the left one is the longer, so that a struct is copied a
+    # logarithmic number of times even if structs arrive in the worst order. Until then they touch.
+    while (
+        at + 1 < len(runs)
+        and runs[at].end == runs[at + 1].start
+        and len(runs[at].ends) >= len(runs[at + 1].ends)
+    ):
+        runs[at].extend(client, runs.pop(at + 1))
+
+
+def _write_section(chunks: Chunks, client: int, runs: list[Run], clock: int) -> int:
+    """Append the section of one client from `clock` on. Returns 0 if there is nothing to say."""
+    at = max(bisect_right(runs, clock, key=_run_start) - 1, 0)
+    if runs[at].end <= clock:
+        at += 1
+        if at == len(runs):
+            return 0
+    head = bytearray()
+    body: Chunks = []
+    begin = end = max(clock, runs[at].start)
+    structs = 0
+    for run in runs[at:]:
+        if run.start > end:
+            skip = bytearray((SKIP,))
+            write_var_uint(skip, run.start - end)
+            body.append(skip)
+            structs += 1
+        count, raw = run.chunks_from(client, clock)
+        structs += count
+        body += raw
+        end = run.end
+    write_var_uint(head, structs)
+    write_var_uint(head, client)
+    write_var_uint(head, begin)
+    chunks.append(head)
+    chunks += body
+    return 1
+
+
+def _count(number: int) -> bytes:
+    out = bytearray()
+    write_var_uint(out, number)
+    return bytes(out)
