@@ -1,0 +1,166 @@
+"""The `ycore` command."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import logging
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import anyio
+import anyio.abc
+import click
+
+from .driver import Driver
+from .server import Server, ServerSettings, listen_tcp, listen_unix
+from .stores import FileStore, MemoryStore, Store, StoreError
+from .stores.file import Fsync
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ycore")
+def main() -> None:
+    """A collaboration backend for Yjs documents."""
+
+
+@main.command(context_settings={"show_default": True, "auto_envvar_prefix": "YCORE"})
+@click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
+@click.option(
+    "--port", default=1234, type=click.IntRange(0, 65535), help="Port to listen on; 0 for any."
+)
+@click.option("--unix", type=click.Path(path_type=Path), help="Listen on this Unix socket instead.")
+@click.option(
+    "--data",
+    default=Path("data"),
+    type=click.Path(path_type=Path),
+    help="Directory to keep the documents in; made if it is not there.",
+)
+@click.option("--memory", is_flag=True, help="Keep the documents in memory only.")
+@click.option(
+    "--fsync",
+    default="everysec",
+    type=click.Choice(get_args(Fsync)),
+    help="When edits are safe from the machine losing power: before anyone else sees them, within "
+    "about a second, or when the system likes. They always survive the server being killed.",
+)
+@click.option("--prefix", default="/", help="What URL paths begin with; the rest names the room.")
+@click.option(
+    "--backend",
+    default="asyncio",
+    type=click.Choice(["asyncio", "trio"]),
+    help="Event loop. asyncio uses uvloop where it is installed.",
+)
+@click.option(
+    "--log-level",
+    default="warning",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="What to log, to standard error.",
+)
+def serve(
+    host: str,
+    port: int,
+    unix: Path | None,
+    data: Path,
+    memory: bool,
+    fsync: Fsync,
+    prefix: str,
+    backend: Literal["asyncio", "trio"],
+    log_level: str,
+) -> None:
+    """Serve documents to Yjs clients over WebSocket.
+
+    A client of y-websocket connects to ws://HOST:PORT with any room name. Ctrl-C or SIGTERM stores
+    what was accepted, sends everyone away, and exits.
+    """
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    try:
+        settings = ServerSettings(prefix=prefix)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--prefix") from None
+    store: Store = MemoryStore() if memory else FileStore(data, fsync=fsync)
+    where = "memory only" if memory else f"{data.absolute()} (fsync {fsync})"
+    _allow_many_sockets()
+    options: dict[str, Any] = {}
+    if backend == "asyncio":
+        options["use_uvloop"] = importlib.util.find_spec("uvloop") is not None
+    anyio.run(
+        _serve, store, where, host, port, unix, settings, backend=backend, backend_options=options
+    )
+
+
+async def _serve(
+    store: Store,
+    where: str,
+    host: str,
+    port: int,
+    unix: Path | None,
+    settings: ServerSettings,
+) -> None:
+    async with AsyncExitStack() as stack:
+        try:
+            listeners = await _listen(host, port, unix, settings.backlog)
+        except OSError as exc:
+            place = f"{host}:{port}" if unix is None else str(unix)
+            raise click.ClickException(f"can't listen on {place}: {_explain(exc)}") from None
+        for listener in listeners:
+            stack.callback(listener.close)
+        if unix is not None:
+            stack.callback(unix.unlink, missing_ok=True)
+        try:
+            await stack.enter_async_context(store)
+        except StoreError as exc:
+            raise click.ClickException(str(exc)) from None
+        driver = await stack.enter_async_context(Driver(store))
+        server = Server(driver, listeners, settings=settings)
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        tasks.start_soon(_stop_on_signal, server)
+        urls = ", ".join(_url(listener, settings.prefix) for listener in listeners)
+        click.echo(f"ycore serving on {urls}, storing in {where}")
+        await server.serve()
+        tasks.cancel_scope.cancel()
+
+
+async def _listen(host: str, port: int, unix: Path | None, backlog: int) -> Sequence[socket.socket]:
+    if unix is not None:
+        return [await listen_unix(unix, backlog=backlog)]
+    return await listen_tcp(host, port, backlog=backlog)
+
+
+async def _stop_on_signal(server: Server) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            server.stop()
+
+
+def _explain(exc: OSError) -> str:
+    if exc.errno == errno.EADDRINUSE:
+        return "it is in use by another process"
+    return exc.strerror or str(exc)
+
+
+def _url(listener: socket.socket, prefix: str) -> str:
+    address = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"ws+unix:{address}"
+    host = f"[{address[0]}]" if listener.family == socket.AF_INET6 else address[0]
+    return f"ws://{host}:{address[1]}{prefix.rstrip('/')}"
+
+
+def _allow_many_sockets() -> None:
+    """Raise the soft limit on open files as far as we may: each member needs one, each room too."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

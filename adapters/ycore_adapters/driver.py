@@ -1,0 +1,336 @@
+"""The driver: carries out the core's effects against a store and the members' connections.
+
+Every transport shares it. A transport makes a `Connection` for each of its sockets, calls `join`,
+`receive` and `leave`, and is called back to send, to close and to flush.
+
+Each room has a queue of effects, carried out in order. Most can be carried out at once. One that
+has to wait for the store (`Persist`, `Load`, `Unload`) starts a task which works through the queue
+until it is empty, and what comes meanwhile lines up behind. So nothing is sent before what it shows
+is stored, and while one append is under way, further updates gather and are stored in one go.
+
+Sending only queues. Once per turn of the event loop one task (`_flush`) asks each connection that
+was sent something to write it out: one write a member, whatever came together in that turn.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+import anyio.abc
+from anyio import lowlevel
+
+from ycore import (
+    Close,
+    CloseCode,
+    CustomMessage,
+    Effect,
+    Hub,
+    Load,
+    Member,
+    Persist,
+    RemoteProtocolError,
+    Room,
+    Send,
+    Settings,
+    State,
+    Unload,
+)
+
+from .stores import RoomCorrupt, RoomNotFound, Store, StoreError
+
+logger = logging.getLogger(__name__)
+
+_TICK: Final = 1.0
+"""Seconds between looks at what is due, if the hub names no earlier time: deadlines that arise
+meanwhile are noticed this late at worst."""
+_LOAD_SLICE: Final = 0.01
+"""For how many seconds a room's stored updates are taken in before others get a turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriverSettings:
+    """What can be set about the driver."""
+
+    max_outbox_bytes: int = 4 * 2**20
+    """How much may wait for one member's socket before the member is stalled. Bounds the memory a
+    slow reader costs, and lets a fast one be a few round trips late."""
+
+    max_backlog_bytes: int = 16 * 2**20
+    """How much may wait for the store in one room before its members are read no further."""
+
+
+class Connection(ABC):
+    """What the driver asks of a transport, for one member. Nothing here may block or raise."""
+
+    waiting = 0
+    """How many bytes were sent and not yet taken by the socket."""
+
+    @abstractmethod
+    def send(self, frame: bytes) -> None:
+        """Queue one binary WebSocket message, and see to `Driver.flush_soon`."""
+
+    @abstractmethod
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Close in order: behind what was sent. Nothing will be sent after."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Write as much as the socket takes now. If something has to wait, write it as soon as
+        the socket takes more; call `Driver.drained` whenever nothing waits any more."""
+
+
+class _Work:
+    """What is still to be carried out in one room."""
+
+    def __init__(self) -> None:
+        self.effects: deque[Effect] = deque()
+        self.backlog = 0
+        """Bytes of updates that wait for the store."""
+        self.progress = anyio.Event()
+        """Set, and replaced, when some of it is done."""
+
+    def add(self, effects: list[Effect]) -> None:
+        self.effects.extend(effects)
+        self.backlog += sum(len(e.update) for e in effects if isinstance(e, Persist))
+
+
+class Driver:
+    """Runs a hub. An async context manager: use it only inside.
+
+    Args:
+        store: an open store. The driver does not close it.
+        settings, limits: of the rooms, and of the driver itself.
+        on_custom: called with each message of a type in `Settings.custom_types`.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        settings: Settings | None = None,
+        limits: DriverSettings | None = None,
+        on_custom: Callable[[CustomMessage], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.hub = Hub(settings)
+        self.limits = limits or DriverSettings()
+        self.clock = clock
+        self._store = store
+        self._on_custom = on_custom
+        self._work: dict[Room, _Work] = {}
+        self._dirty: list[Connection] = []
+        self._something_dirty = anyio.Event()
+        self._stack = AsyncExitStack()
+        self._tasks: anyio.abc.TaskGroup | None = None
+
+    async def __aenter__(self) -> Self:
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._stack.callback(self._tasks.cancel_scope.cancel)
+        self._tasks.start_soon(self._flush)
+        self._tasks.start_soon(self._tick)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(exc_type, exc, traceback)
+
+    # -- for transports
+
+    def join(self, room: str, connection: Connection, *, read_only: bool = False) -> Member:
+        """A connection was accepted into a room."""
+        member, effects = self.hub.join(room, now=self.clock(), read_only=read_only)
+        member.link = connection
+        self._carry_out(member.room, effects)
+        return member
+
+    async def receive(self, member: Member, frame: bytes) -> None:
+        """A WebSocket message came from a member. Returns when the next may be read."""
+        room = member.room
+        self._carry_out(room, room.receive(member, frame, now=self.clock()))
+        while (work := self._work.get(room)) is not None and (
+            work.backlog > self.limits.max_backlog_bytes or room.state is State.LOADING
+        ):
+            await work.progress.wait()
+
+    def leave(self, member: Member) -> None:
+        """A member's connection is gone."""
+        member.link = None
+        self._carry_out(member.room, member.room.leave(member, now=self.clock()))
+
+    def flush_soon(self, connection: Connection) -> None:
+        """Have `connection.flush` called at the end of this turn of the event loop."""
+        if not self._dirty:
+            self._something_dirty.set()
+        self._dirty.append(connection)
+
+    def drained(self, member: Member) -> None:
+        """Nothing waits for this member's socket any more."""
+        effects = member.room.resume(member)
+        if effects:
+            self._carry_out(member.room, effects)
+
+    async def drain(self) -> None:
+        """Store what was accepted, then send everyone away (1001): the server goes down."""
+        now = self.clock()
+        for room in tuple(self.hub.rooms.values()):
+            reason = "the server is shutting down"
+            self._carry_out(room, self.hub.close(room, CloseCode.GOING_AWAY, reason, now=now))
+        while self._work:
+            await next(iter(self._work.values())).progress.wait()
+
+    # -- effects
+
+    def _carry_out(self, room: Room, effects: list[Effect]) -> None:
+        work = self._work.get(room)
+        if work is None:
+            for i, effect in enumerate(effects):
+                if isinstance(effect, Persist | Load | Unload):
+                    work = self._work[room] = _Work()
+                    assert self._tasks is not None, "the driver was not entered"
+                    self._tasks.start_soon(self._work_through, room, work)
+                    effects = effects[i:]
+                    break
+                self._do(effect)
+            else:
+                return
+        work.add(effects)
+
+    async def _work_through(self, room: Room, work: _Work) -> None:
+        try:
+            while work.effects:
+                effect = work.effects[0]
+                if isinstance(effect, Persist):
+                    await self._persist(room, work)
+                else:
+                    work.effects.popleft()
+                    if isinstance(effect, Load):
+                        await self._load(room)
+                    elif isinstance(effect, Unload):
+                        await self._unload(effect)
+                    else:
+                        self._do(effect)
+                work.progress.set()
+                work.progress = anyio.Event()
+        except Exception as exc:  # whatever a store may raise costs this room its members, no more
+            await self._give_up(room, work, exc)
+        finally:
+            del self._work[room]
+            work.progress.set()
+
+    async def _persist(self, room: Room, work: _Work) -> None:
+        """Store all updates that wait, up to a change of the room's state, and send them."""
+        count = 0
+        updates = []
+        for effect in work.effects:
+            if isinstance(effect, Load | Unload):
+                break
+            count += 1
+            if isinstance(effect, Persist):
+                updates.append(effect.update)
+        await self._store.append(room.name, updates)
+        work.backlog -= sum(map(len, updates))
+        for _ in range(count):
+            effect = work.effects.popleft()
+            if not isinstance(effect, Persist):
+                self._do(effect)
+
+    async def _load(self, room: Room) -> None:
+        pause = self.clock() + _LOAD_SLICE
+        try:
+            async for update in self._store.load(room.name):
+                if room.state is not State.LOADING:
+                    return  # closed meanwhile
+                room.load(update)
+                if self.clock() > pause:
+                    await lowlevel.checkpoint()
+                    pause = self.clock() + _LOAD_SLICE
+        except RoomNotFound:
+            pass  # a new room
+        except RemoteProtocolError as exc:
+            raise RoomCorrupt(f"a stored update is malformed: {exc}") from exc
+        if room.state is State.LOADING:
+            self._work[room].add(room.opened(now=self.clock()))
+
+    async def _unload(self, effect: Unload) -> None:
+        await self._store.release(effect.room.name)
+        self.hub.unloaded(effect.room, effect.generation, now=self.clock())
+
+    async def _give_up(self, room: Room, work: _Work, exc: Exception) -> None:
+        """The store failed. Nobody may see what it did not take, so the room goes: its members
+        come back with their edits, and it is loaded anew."""
+        logger.error(
+            "store failed room=%r members=%d error=%r",
+            room.name,
+            len(room.members),
+            str(exc),
+            exc_info=None if isinstance(exc, StoreError) else exc,
+        )
+        try:
+            await self._store.release(room.name)
+        except StoreError as release_exc:
+            logger.error("release failed room=%r error=%r", room.name, str(release_exc))
+        work.effects.clear()
+        reason = "the document's store failed, try again later"
+        for effect in self.hub.close(room, CloseCode.TRY_AGAIN_LATER, reason, now=self.clock()):
+            self._do(effect)
+
+    def _do(self, effect: Effect) -> None:
+        if isinstance(effect, Send):
+            frame, skip = effect.frame, effect.skip
+            for member in effect.to:
+                connection = member.link
+                if member is not skip and connection is not None:
+                    overflows = (
+                        connection.waiting
+                        and connection.waiting + len(frame) > self.limits.max_outbox_bytes
+                    )
+                    connection.send(frame)
+                    if overflows:
+                        self._overflowed(member, connection)
+        elif isinstance(effect, Close):
+            connection = effect.member.link
+            if connection is not None:
+                effect.member.link = None
+                connection.close(effect.code, effect.reason)
+        elif isinstance(effect, CustomMessage) and self._on_custom is not None:
+            try:
+                self._on_custom(effect)
+            except Exception:
+                logger.exception("on_custom failed type=%d", effect.type)
+
+    def _overflowed(self, member: Member, connection: Connection) -> None:
+        connection.flush()  # perhaps nothing is wrong but that much came in this one turn
+        if connection.waiting > self.limits.max_outbox_bytes:
+            member.room.stall(member, now=self.clock())
+
+    # -- tasks
+
+    async def _flush(self) -> None:
+        while True:
+            await self._something_dirty.wait()
+            self._something_dirty = anyio.Event()
+            dirty, self._dirty = self._dirty, []
+            for connection in dirty:
+                connection.flush()
+
+    async def _tick(self) -> None:
+        while True:
+            due = self.hub.next_timeout()
+            wait = _TICK if due is None else min(_TICK, max(0.01, due - self.clock()))
+            await anyio.sleep(wait)
+            for room, effects in self.hub.handle_timeout(now=self.clock()):
+                self._carry_out(room, effects)

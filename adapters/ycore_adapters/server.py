@@ -1,0 +1,395 @@
+"""The WebSocket server: anyio listeners on TCP and Unix sockets, for asyncio and trio.
+
+One task reads each connection (`_peer` makes sense of the bytes). Writing is done at once and
+without blocking when the driver says so; only a connection whose socket is full gets a second task,
+until it is not. One task looks once a second for connections that are late in any way.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.abc
+from anyio import lowlevel
+
+from ycore import CloseCode, Member
+
+from ._peer import Event, Message, Peer, PeerState, Request, frame_message
+from .driver import Connection, Driver
+
+logger = logging.getLogger(__name__)
+
+_READ_BYTES: Final = 64 * 1024
+_WRITE_BYTES: Final = 256 * 1024
+"""How much is offered to a socket in one write: more than its buffer rarely takes."""
+_SWEEP: Final = 1.0
+_ACCEPT_PAUSE: Final = 0.1
+"""Seconds to wait when the process has run out of file descriptors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """What can be set about the server. Times are in seconds."""
+
+    prefix: str = "/"
+    """What paths must begin with; the rest names the room."""
+
+    handshake_timeout: float = 10.0
+    """How long a request may take to arrive: what a connection costs before it is accepted."""
+
+    ping_interval: float = 20.0
+    """A peer from which nothing came for so long is sent a WebSocket ping."""
+
+    ping_timeout: float = 20.0
+    """How long after that it is given up as dead."""
+
+    close_timeout: float = 5.0
+    """How long a peer may take to answer our close frame, or to close after an HTTP answer."""
+
+    shutdown_timeout: float = 10.0
+    """How long `Server.serve` waits, once stopped, for the store and then for the members."""
+
+    max_message_bytes: int = 64 * 2**20
+    """The longest WebSocket message: a whole document, when a client comes with a new one."""
+
+    backlog: int = 1024
+    """Connections the system holds until they are accepted: a restart brings everyone at once."""
+
+    def __post_init__(self) -> None:
+        if not (self.prefix.startswith("/") and self.prefix.endswith("/")):
+            raise ValueError(f"the prefix must begin and end with a slash: {self.prefix!r}")
+
+
+async def listen_tcp(host: str, port: int, *, backlog: int = 1024) -> list[socket.socket]:
+    """Listen on all addresses of `host`, with port 0 on one free port.
+
+    Raises:
+        OSError: the port is in use, the host unknown, ...
+    """
+    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    try:
+        for family, address in dict.fromkeys((info[0], info[4]) for info in found):
+            if family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            chosen = (address[0], port or (listeners[0].getsockname()[1] if listeners else 0))
+            listener = socket.create_server(chosen, family=family, backlog=backlog)
+            listener.setblocking(False)
+            listeners.append(listener)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+async def listen_unix(path: str | os.PathLike[str], *, backlog: int = 1024) -> socket.socket:
+    """Listen on a Unix socket, in the place of one that nobody listens on any more.
+
+    Raises:
+        OSError: somebody does, it is no socket, the directory is not there, ...
+    """
+    path = os.fspath(path)
+    if Path(path).is_socket():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+            else:
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        listener.listen(backlog)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+class _FrameCache:
+    """Remembers the last frame, so that a broadcast frames its message once."""
+
+    def __init__(self) -> None:
+        self._message = b""
+        self._framed = frame_message(b"")
+
+    def __call__(self, message: bytes) -> bytes:
+        if message is not self._message:
+            self._message, self._framed = message, frame_message(message)
+        return self._framed
+
+
+class _Socket(Connection):
+    """One accepted socket: its outbox, and what it is doing."""
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        self.server = server
+        self.sock = sock
+        self.peer = Peer(
+            prefix=server.settings.prefix, max_message_bytes=server.settings.max_message_bytes
+        )
+        self.member: Member | None = None
+        self.since = self.heard = time.monotonic()
+        """When it was accepted, or began to close; and when it was last heard of."""
+        self.pinged = False
+        self._outbox: list[bytes | memoryview] = []
+        self._dirty = False
+        self._writing = False
+        """Whether a task waits for the socket to take more."""
+        self._ending = False
+        self._dead = False
+
+    # -- what the driver asks
+
+    def send(self, frame: bytes) -> None:
+        self._put(self.server.framed(frame))
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        self.peer.close(code, reason)
+        self.put_output()
+
+    def flush(self) -> None:
+        self._dirty = False
+        if self._writing or self._dead:
+            return
+        try:
+            full = self._write()
+        except OSError:
+            self.abort()
+            return
+        if full:
+            self._writing = True
+            self.server.tasks.start_soon(self._write_rest)
+
+    # -- writing
+
+    def put_output(self) -> None:
+        """Queue what the peer has to say: handshake, pongs, close."""
+        if output := self.peer.take_output():
+            self._put(output)
+        if not self._ending and self.peer.state in (PeerState.CLOSING, PeerState.DONE):
+            self._ending = True
+            self.since = time.monotonic()
+
+    def _put(self, data: bytes) -> None:
+        if self._dead:
+            return
+        self._outbox.append(data)
+        self.waiting += len(data)
+        if not self._dirty:
+            self._dirty = True
+            self.server.driver.flush_soon(self)
+
+    def _write(self) -> bool:
+        """Write what the socket takes; return whether something is left."""
+        outbox = self._outbox
+        while outbox:
+            if len(outbox) == 1 or len(outbox[0]) >= _WRITE_BYTES:
+                data = outbox[0]
+                count = 1
+            else:
+                size = count = 0
+                while count < len(outbox) and size < _WRITE_BYTES:
+                    size += len(outbox[count])
+                    count += 1
+                data = b"".join(outbox[:count])
+            try:
+                written = self.sock.send(data[:_WRITE_BYTES])
+            except BlockingIOError:
+                return True
+            self.waiting -= written
+            if written == len(data):
+                del outbox[:count]
+            else:
+                outbox[:count] = [memoryview(data)[written:]]
+        if self.member is not None:
+            self.server.driver.drained(self.member)
+        if self.peer.has_said_all and not outbox:
+            self.sock.shutdown(socket.SHUT_WR)
+        return bool(outbox)
+
+    async def _write_rest(self) -> None:
+        try:
+            while not self._dead:
+                await anyio.wait_writable(self.sock)
+                if not self._write():
+                    return
+        except (OSError, anyio.ClosedResourceError):
+            self.abort()
+        finally:
+            self._writing = False
+
+    def abort(self) -> None:
+        """Give the connection up: its reader wakes to the end of the stream."""
+        self._dead = True
+        self._outbox.clear()
+        self.waiting = 0
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    # -- time
+
+    def sweep(self, now: float) -> None:
+        """Do what is due: time out, ping, give up."""
+        settings = self.server.settings
+        state = self.peer.state
+        if state in (PeerState.REQUEST, PeerState.ASKED):
+            if now >= self.since + settings.handshake_timeout:
+                self.peer.time_out()
+                self.put_output()
+        elif state is PeerState.OPEN:
+            silent = now - self.heard
+            if silent >= settings.ping_interval + settings.ping_timeout:
+                self.abort()
+            elif silent >= settings.ping_interval and not self.pinged:
+                self.pinged = True
+                self.peer.ping()
+                self.put_output()
+        elif now >= self.since + settings.close_timeout:
+            self.abort()
+
+
+class Server:
+    """Serves a driver's rooms on listening sockets.
+
+    Args:
+        driver: an entered driver.
+        listeners: non-blocking sockets, as `listen_tcp` and `listen_unix` give them.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        listeners: Sequence[socket.socket],
+        *,
+        settings: ServerSettings | None = None,
+    ) -> None:
+        self.driver = driver
+        self.listeners = listeners
+        self.settings = settings or ServerSettings()
+        self.framed = _FrameCache()
+        self.tasks: anyio.abc.TaskGroup
+        self._sockets: set[_Socket] = set()
+        self._accepting = anyio.CancelScope()
+        self._stopping = False
+        self._all_gone = anyio.Event()
+
+    def stop(self) -> None:
+        """Have `serve` stop accepting, store what was accepted, send everyone away, and return."""
+        self._accepting.cancel()
+
+    async def serve(self) -> None:
+        """Serve until `stop` is called. Closes the listeners."""
+        async with anyio.create_task_group() as self.tasks:
+            self.tasks.start_soon(self._sweep)
+            try:
+                with self._accepting:
+                    async with anyio.create_task_group() as accepting:
+                        for listener in self.listeners:
+                            accepting.start_soon(self._accept, listener)
+            finally:
+                for listener in self.listeners:
+                    listener.close()
+            await self._shut_down()
+            self.tasks.cancel_scope.cancel()
+
+    async def _shut_down(self) -> None:
+        self._stopping = True
+        with anyio.move_on_after(self.settings.shutdown_timeout) as scope:
+            await self.driver.drain()
+        if scope.cancelled_caught:
+            logger.error("shutdown: the store did not finish in time")
+        for sock in tuple(self._sockets):
+            if sock.member is None:
+                sock.abort()  # still in its handshake
+        if self._sockets:
+            with anyio.move_on_after(self.settings.shutdown_timeout):
+                await self._all_gone.wait()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                await anyio.wait_readable(listener)
+                continue
+            except OSError as exc:
+                logger.error("accept failed error=%r", str(exc))
+                await anyio.sleep(_ACCEPT_PAUSE)
+                continue
+            sock.setblocking(False)
+            if sock.family != socket.AF_UNIX:
+                with suppress(OSError):  # gone already
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.tasks.start_soon(self._serve_socket, _Socket(self, sock))
+            await lowlevel.checkpoint()
+
+    async def _serve_socket(self, sock: _Socket) -> None:
+        self._sockets.add(sock)
+        try:
+            await self._read(sock)
+        except OSError:
+            pass  # the connection broke
+        except Exception:  # a bug: it costs this connection, not the others
+            logger.exception("connection failed")
+        finally:
+            self._sockets.discard(sock)
+            if self._stopping and not self._sockets:
+                self._all_gone.set()
+            if sock.member is not None:
+                self.driver.leave(sock.member)
+            sock.abort()
+            anyio.notify_closing(sock.sock)
+            sock.sock.close()
+
+    async def _read(self, sock: _Socket) -> None:
+        peer = sock.peer
+        while peer.state is not PeerState.DONE:
+            await anyio.wait_readable(sock.sock)
+            try:
+                data = sock.sock.recv(_READ_BYTES)
+            except BlockingIOError:
+                continue
+            sock.heard = time.monotonic()
+            sock.pinged = False
+            for event in peer.receive(data):
+                if isinstance(event, Request):
+                    await self._answer(sock, event)
+                else:
+                    await self._take(sock, event)
+            sock.put_output()
+        sock.flush()
+
+    async def _answer(self, sock: _Socket, request: Request) -> None:
+        if self._stopping:
+            sock.peer.refuse(503, "the server is shutting down")
+            return
+        early = sock.peer.accept()
+        sock.put_output()
+        sock.member = self.driver.join(request.room, sock)
+        for event in early:
+            await self._take(sock, event)
+
+    async def _take(self, sock: _Socket, event: Event) -> None:
+        if isinstance(event, Message) and sock.member is not None:
+            await self.driver.receive(sock.member, event.data)
+
+    async def _sweep(self) -> None:
+        while True:
+            await anyio.sleep(_SWEEP)
+            now = time.monotonic()
+            for sock in tuple(self._sockets):
+                sock.sweep(now)
