@@ -1,0 +1,245 @@
+"""Which updates and state vectors are well-formed."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from build import (
+    anys,
+    binary,
+    deleted,
+    doc,
+    embed,
+    format_,
+    gc,
+    item,
+    json,
+    skip,
+    text,
+    type_,
+    uint,
+    update,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ycore import RemoteProtocolError, check_update
+from ycore.lib0 import MAX_SAFE_INTEGER, UNDEFINED, BigInt
+from ycore.updates import decode_state_vector, encode_state_vector, parse_update
+
+LONG = "x" * 200
+CONTENTS = [
+    deleted(3),
+    json("1", "undefined", '{"a":[null]}'),
+    binary(b"\x00\xff"),
+    text("a"),
+    text("hé😀"),
+    text(LONG),
+    embed('{"image":"x"}'),
+    format_("bold", "true"),
+    format_("link", "null"),
+    type_(0),
+    type_(2),
+    type_(3, "p"),
+    type_(5, "hook"),
+    type_(6),
+    anys(1, UNDEFINED, None, 0.5, BigInt(7), "s", b"b", [1, {"a": []}]),
+    doc("guid", {}),
+    doc("guid", {"meta": {"autoLoad": True}}),
+]
+GOOD = [
+    update(),
+    *[update({(1, 0): [item(content)]}) for content in CONTENTS],
+    *[update({(1, 5): [item(content, origin=(1, 4))]}) for content in CONTENTS],
+    *[update({(1, 5): [item(content, right=(9, 40))]}) for content in CONTENTS],
+    update({(1, 1): [item(text("a"), origin=(1, 0), right=(2**32 - 1, 2**40))]}),
+    update({(1, 1): [item(anys(1), parent=(1, 0), key="k")]}),
+    update({(1, 0): [item(anys(1), parent="m", key="k"), item(anys(2), origin=(1, 0), key="k")]}),
+    update({(1, 0): [gc(5), item(text("a"), parent=(7, 0)), skip(2), gc(1)]}),
+    update({(1, 0): [skip(4)]}),
+    update({(1, 3): [gc(1)], (0, 0): [gc(1)], (MAX_SAFE_INTEGER, 0): [gc(1)]}),
+    update({(1, MAX_SAFE_INTEGER - 1): [gc(1)]}),
+    update({}, {1: [(0, 1), (5, 2)], 0: [(9, 1)]}),
+    update({}, {1: [(5, 2), (0, 9), (5, 2)]}),  # neither sorted nor disjoint
+    bytes.fromhex("8100" + "01" + "8100" + "00" + "0001" + "00"),  # overlong varUints
+]
+
+
+@pytest.mark.parametrize("data", GOOD, ids=bytes.hex)
+def test_well_formed(data: bytes) -> None:
+    check_update(data)
+
+
+@pytest.mark.parametrize("data", GOOD, ids=bytes.hex)
+def test_cut_short_anywhere(data: bytes) -> None:
+    for end in range(len(data)):
+        with pytest.raises(RemoteProtocolError):
+            check_update(data[:end])
+
+
+@pytest.mark.parametrize("data", GOOD, ids=bytes.hex)
+def test_bytes_left_over(data: bytes) -> None:
+    with pytest.raises(RemoteProtocolError, match="1 bytes left over"):
+        check_update(data + b"\x00")
+
+
+BAD_STRUCTS = [
+    (gc(0), "no length"),
+    (skip(0), "no length"),
+    (item(deleted(0)), "no length"),
+    (item(text("")), "no length"),
+    (item(json()), "no length"),
+    (item(anys()), "no length"),
+    (b"\x80\x01\x00\x01", "info byte 0x80"),
+    (b"\x20\x01", "info byte 0x20"),
+    (b"\x0b\x01\x01t", "info byte 0x0b"),
+    (b"\x14\x01\x01t\x01a", "info byte 0x14"),
+    (b"\x8a\x01", "info byte 0x8a"),
+    (b"\x04\x02\x01t\x01a", "neither 0 nor 1"),
+    (item(b"\x04\x01\xff"), "not UTF-8"),
+    (item(b"\x04\x02\xc3\x28"), "not UTF-8"),
+    (item(text("a"), parent="t").replace(b"\x01t", b"\x01\xff"), "not UTF-8"),
+    (item(embed("{")), "JSON"),
+    (item(embed("undefined")), "JSON"),
+    (item(format_("b", "NaN")), "JSON"),
+    (item(json("1", "'a'")), "JSON"),
+    (item(type_(7, "x")), "unknown shared type 7"),
+    (item(doc("g", None)), "are no object"),
+    (item(doc("g", [])), "are no object"),
+    (item(b"\x08\xff\xff\x03"), "values declared"),
+    (item(b"\x02\xff\xff\x03"), "values declared"),
+    (item(b"\x08\x01\x60"), "unknown tag"),
+    (item(text("a"), origin=(1, 5)), "not before its own"),
+    (item(text("a"), origin=(1, 9)), "not before its own"),
+    (item(text("a"), right=(1, 5)), "not before its own"),
+    (item(text("a"), origin=(1, 4), right=(1, 5)), "not before its own"),
+    (item(text("a"), parent=(1, 5)), "not before its own"),
+    (b"\x84\x81\x00\x05\x01a", "not before its own"),  # the own client, overlong
+]
+
+
+@pytest.mark.parametrize(("struct", "why"), BAD_STRUCTS)
+def test_malformed_struct(struct: bytes, why: str) -> None:
+    """Each at clock 5 of client 1, behind a good one."""
+    with pytest.raises(RemoteProtocolError, match=why):
+        check_update(update({(1, 4): [gc(1), struct]}))
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "runs past the end"),
+        (b"\x01\x00\x01\x00\x00", "declares 0 structs"),
+        (b"\x01\xff\xff\xff\xff\x0f\x01\x00\x00\x01\x00", "declares 4294967295 structs"),
+        (update({(1, 0): [gc(1)]}) * 2, "left over"),
+        (b"\x02" + (b"\x01\x01\x00\x00\x01" + b"\x01\x01\x05\x00\x01") + b"\x00", "two sections"),
+        (update({(1, MAX_SAFE_INTEGER): [gc(1)]}), "above 2\\^53-1"),
+        (update({(1, 1): [gc(MAX_SAFE_INTEGER)]}), "above 2\\^53-1"),
+        (update({}, {1: []}), "declares 0 delete ranges"),
+        (update({}, {1: [(3, 0)]}), "is empty"),
+        (update({}, {1: [(MAX_SAFE_INTEGER, 1)]}), "ends too far"),
+        (b"\x00\x01\x01\xff\xff\xff\xff\x0f\x00\x01", "declares 4294967295 delete ranges"),
+        (b"\x00\x02" + b"\x01\x01\x00\x01" * 2, "twice in one delete set"),
+    ],
+)
+def test_malformed_update(data: bytes, why: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=why):
+        check_update(data)
+
+
+# What aborts, crashes or corrupts y-py 0.6.2, as it came out of fuzzing it.
+FATAL_AND_MALFORMED = [
+    "ffffffff0f00",
+    "01ffffffff0f0100",
+    "000101ffffffff0f",
+    "0101010008010161ffffffff0f",
+    "01010100080101610175808080808020",
+    "0101010002010161ffffffff07",
+    "01010100040101740568656cfd6f00",
+    "0101010008010161010000",
+    "0101010004000105016100",
+    "0101010004070174016100",
+    "01010100040102c328016100",
+    "010101008401050161" + "00",
+    "01010100040101740000",
+    "0101010014010174016100",
+    "000105010300",
+]
+FATAL_AND_WELL_FORMED = [
+    "010201000a0504010174016100",  # a Skip
+    "010101002901016d01730167760000",  # a subdocument
+    "0102010000ffffffff0f00ffffffff0f00",  # a clock above 32 bits
+    "010101000401017404f09f988000",  # an emoji, of which then a half is deleted
+    "000101010001",
+]
+
+
+@pytest.mark.parametrize("repro", FATAL_AND_MALFORMED)
+def test_what_kills_other_engines_is_refused(repro: str) -> None:
+    with pytest.raises(RemoteProtocolError):
+        check_update(bytes.fromhex(repro))
+
+
+@pytest.mark.parametrize("repro", FATAL_AND_WELL_FORMED)
+def test_what_kills_other_engines_may_be_honest(repro: str) -> None:
+    """Yjs can produce these, so we take them; an engine behind us has to be shielded itself."""
+    check_update(bytes.fromhex(repro))
+
+
+def test_nothing_recurses() -> None:
+    deep = b"\x75\x01" * 100_000 + b"\x7e"
+    with pytest.raises(RemoteProtocolError, match="deeper"):
+        check_update(update({(1, 0): [item(b"\x08\x01" + deep)]}))
+    with pytest.raises(RemoteProtocolError, match="deeper"):
+        check_update(update({(1, 0): [item(embed("[" * 100_000))]}))
+
+
+def test_sections_are_split_at_skips() -> None:
+    parsed = parse_update(
+        update({(1, 2): [gc(1), item(text("abc")), skip(4), item(text("d")), skip(1)]})
+    )
+    first, second = parsed.sections
+    assert (first.client, first.start, first.ends) == (1, 2, [3, 6])
+    assert (second.client, second.start, second.ends) == (1, 10, [11])
+    assert parsed.data[first.offsets[1] : first.stop] == item(text("abc"))
+
+
+@given(st.binary(max_size=60))
+def test_random_bytes_raise_nothing_else(data: bytes) -> None:
+    for read in (check_update, decode_state_vector):
+        with suppress(RemoteProtocolError):
+            read(data)
+
+
+@given(st.data())
+def test_mutated_updates_raise_nothing_else(data: st.DataObject) -> None:
+    good = bytearray(data.draw(st.sampled_from(GOOD)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        if good:
+            good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(RemoteProtocolError):
+        check_update(bytes(good))
+
+
+@given(st.dictionaries(st.integers(0, MAX_SAFE_INTEGER), st.integers(0, MAX_SAFE_INTEGER)))
+def test_state_vectors_both_ways(clocks: dict[int, int]) -> None:
+    encoded = encode_state_vector(clocks)
+    assert decode_state_vector(encoded) == clocks
+    assert list(decode_state_vector(encoded)) == sorted(clocks, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "runs past the end"),
+        (b"\xff\xff\xff\xff\x0f", "declares 4294967295 clients"),
+        (b"\x01\x01", "declares 1 clients"),
+        (b"\x02\x01\x01\x01\x02", "twice in one state vector"),
+        (b"\x00\x00", "left over"),
+        (uint(1) + b"\x80\x80", "runs past the end"),
+    ],
+)
+def test_malformed_state_vector(data: bytes, why: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=why):
+        decode_state_vector(data)

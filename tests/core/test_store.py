@@ -1,0 +1,420 @@
+"""The struct store: scripts for each rule, and a machine that compares it with a naive model."""
+
+from __future__ import annotations
+
+import pytest
+from build import (
+    Id,
+    anys,
+    deleted,
+    doc,
+    format_,
+    gc,
+    item,
+    json,
+    skip,
+    text,
+    type_,
+    typed,
+    update,
+)
+from explode import Unit, explode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ycore import (
+    RemoteProtocolError,
+    StructStore,
+    diff_update,
+    encode_state_vector_from_update,
+    merge_updates,
+)
+from ycore.updates import decode_state_vector, encode_state_vector, parse_update
+
+EMPTY = bytes.fromhex("0000")
+
+
+def filled(*updates: bytes) -> StructStore:
+    store = StructStore()
+    for data in updates:
+        store.add(data)
+    return store
+
+
+# ---- what is new
+
+
+def test_new_is_the_update_itself_and_known_is_none() -> None:
+    store = StructStore()
+    first = update({(1, 0): [item(text("ab"))]}, {2: [(0, 3)]})
+    assert store.add(first) is first
+    assert store.add(first) is None
+    assert store.add(EMPTY) is None
+    assert store.encode() == first
+
+
+def test_malformed_changes_nothing() -> None:
+    store = filled(update({(1, 0): [gc(1)]}))
+    with pytest.raises(RemoteProtocolError):
+        store.add(update({(2, 0): [gc(1)], (1, 1): [gc(0)]}))
+    assert store.encode() == update({(1, 0): [gc(1)]})
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_other_kinds_of_bytes_are_copied(kind: type) -> None:
+    data = bytearray(update({(1, 0): [item(text("ab"))]}))
+    store = filled(kind(data))
+    before = store.encode()
+    data[-2] = 0x7A
+    assert store.encode() == before
+
+
+def test_the_first_content_for_an_id_wins_and_only_the_news_is_passed_on() -> None:
+    store = filled(update({(1, 0): [item(text("ab"))]}))
+    overlap = update({(1, 0): [item(text("XYc")), item(text("d"), origin=(1, 2))], (2, 0): [gc(1)]})
+    assert store.add(overlap) == update(
+        {
+            (2, 0): [gc(1)],
+            (1, 2): [item(text("c"), origin=(1, 1)), item(text("d"), origin=(1, 2))],
+        }
+    )
+    assert store.encode() == update(
+        {(2, 0): [gc(1)], (1, 0): [item(text("abc")), item(text("d"), origin=(1, 2))]}
+    )
+
+
+def test_of_deletes_too_only_the_news_is_passed_on() -> None:
+    store = filled(update({}, {1: [(5, 5)]}))
+    assert store.add(update({(3, 0): [gc(1)]}, {1: [(0, 20)], 7: [(1, 1)]})) == update(
+        {(3, 0): [gc(1)]}, {7: [(1, 1)], 1: [(0, 5), (10, 10)]}
+    )
+    assert store.add(update({}, {1: [(6, 2), (4, 3)]})) is None
+
+
+def test_knows_tells_without_adding() -> None:
+    store = filled(update({(1, 0): [gc(4)]}, {1: [(1, 2)]}))
+    for data, known in [
+        (EMPTY, True),
+        (update({(1, 1): [gc(2)]}, {1: [(2, 1)]}), True),
+        (update({(1, 1): [gc(4)]}), False),
+        (update({(2, 0): [gc(1)]}), False),
+        (update({}, {1: [(0, 1)]}), False),
+        (update({}, {1: [(2, 2)]}), False),
+        (update({}, {2: [(2, 2)]}), False),
+    ]:
+        assert store.knows(parse_update(data)) is known, data.hex()
+        assert (store.add(data) is None) is known
+        store = filled(update({(1, 0): [gc(4)]}, {1: [(1, 2)]}))
+
+
+# ---- holes
+
+
+def test_structs_behind_a_hole_are_kept_and_written_behind_a_skip() -> None:
+    a, b, c = typed(1, "abc")
+    store = filled(a)
+    assert store.add(c) is c
+    assert store.state_vector() == {1: 1}
+    assert store.encode() == update(
+        {(1, 0): [item(text("a")), skip(1), item(text("c"), origin=(1, 1))]}
+    )
+    assert store.diff({1: 1}) == c
+    assert store.diff({1: 2}) == c
+    assert store.diff({1: 3}) == EMPTY
+    assert store.add(b) is b
+    assert store.encode() == update({(1, 0): [item(text("abc"))]})
+    assert store.state_vector() == {1: 3}
+
+
+def test_what_begins_behind_a_hole_is_in_no_state_vector() -> None:
+    store = filled(*typed(1, "b", start=1), *typed(2, "x"))
+    assert store.state_vector() == {2: 1}
+    assert store.encode_state_vector() == encode_state_vector({2: 1})
+    assert decode_state_vector(encode_state_vector_from_update(store.encode())) == {2: 1}
+
+
+def test_a_hole_is_filled_by_what_overlaps_both_its_ends() -> None:
+    store = filled(
+        update({(1, 0): [item(text("ab"))]}), update({(1, 5): [item(text("fg"), origin=(1, 4))]})
+    )
+    new = store.add(update({(1, 1): [item(text("BcdeFGh"), origin=(1, 0))]}))
+    assert new == update(
+        {(1, 2): [item(text("cde"), origin=(1, 1)), skip(2), item(text("h"), origin=(1, 6))]}
+    )
+    assert (
+        explode(store.encode()).units == explode(update({(1, 0): [item(text("abcdefgh"))]})).units
+    )
+
+
+def test_the_worst_order_costs_no_more_than_a_few_structs() -> None:
+    """Runs that touch are joined as they grow, and squashed where they meet."""
+    word = "abcdefgh" * 8
+    store = filled(*reversed(typed(1, word)))
+    assert explode(store.encode()).structs <= 8
+    assert explode(store.encode()).units == explode(filled(*typed(1, word)).encode()).units
+    assert store.state_vector() == {1: len(word)}
+
+
+# ---- squashing
+
+
+SQUASHED = [
+    ([item(text("a"))], [item(text("b"), origin=(1, 0))], [item(text("ab"))]),
+    (
+        [item(text("x" * 127), right=(2, 3))],
+        [item(text("y"), origin=(1, 126), right=(2, 3))],
+        [item(text("x" * 127 + "y"), right=(2, 3))],
+    ),
+    ([item(anys(1), parent=(5, 6))], [item(anys("a", None), origin=(1, 0))],
+     [item(anys(1, "a", None), parent=(5, 6))]),
+    ([item(json("1"))], [item(json("undefined"), origin=(1, 0))], [item(json("1", "undefined"))]),
+    ([item(deleted(3))], [item(deleted(200), origin=(1, 2))], [item(deleted(203))]),
+    ([gc(100)], [gc(28)], [gc(128)]),
+    (
+        [item(format_("b", "1")), item(text("a"), origin=(1, 0))],
+        [item(text("b"), origin=(1, 1)), item(type_(0), origin=(1, 2))],
+        [item(format_("b", "1")), item(text("ab"), origin=(1, 0)), item(type_(0), origin=(1, 2))],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("first", "then", "together"), SQUASHED)
+def test_squashed(first: list[bytes], then: list[bytes], together: list[bytes]) -> None:
+    length = len(explode(update({(1, 0): first})).units)
+    store = filled(update({(1, 0): first}), update({(1, length): then}))
+    assert store.encode() == update({(1, 0): together})
+
+
+NOT_SQUASHED = [
+    ([item(text("a"))], [item(text("b"), origin=(2, 0))]),  # another origin
+    ([item(text("a"))], [item(text("b"))]),  # none
+    ([item(text("ab"))], [item(text("b"), origin=(1, 0))]),  # inside
+    ([item(text("a"), right=(2, 0))], [item(text("b"), origin=(1, 0))]),  # another right origin
+    ([item(text("a"))], [item(text("b"), origin=(1, 0), right=(2, 0))]),
+    ([item(text("a"))], [item(anys("b"), origin=(1, 0))]),  # another kind
+    ([item(deleted(1))], [gc(1)]),
+    ([item(type_(2))], [item(text("b"), origin=(1, 0))]),
+    ([item(doc("g", {}))], [item(doc("h", {}), origin=(1, 0))]),
+    ([item(anys(1), key="k")], [item(anys(2), origin=(1, 0), key="k")]),  # values of a key
+    ([item(anys(1))], [item(anys(2), origin=(1, 0), key="k")]),
+]
+
+
+@pytest.mark.parametrize(("first", "then"), NOT_SQUASHED)
+def test_not_squashed(first: list[bytes], then: list[bytes]) -> None:
+    length = len(explode(update({(1, 0): first})).units)
+    store = filled(update({(1, 0): first}), update({(1, length): then}))
+    assert store.encode() == update({(1, 0): first + then})
+
+
+def test_typing_squashes_on_and_on() -> None:
+    """The size field grows in place, whatever others do meanwhile."""
+    store = StructStore()
+    units = 0
+    for i, letter in enumerate("hello wörld 😀 " * 40):
+        store.add(
+            update({(1, units): [item(text(letter), origin=(1, units - 1) if units else None)]})
+        )
+        units += len(letter.encode("utf-16-le")) // 2
+        if i % 50 == 0:
+            store.add(update({(2, i): [item(text("x"), origin=(1, 0))]}, {1: [(i, 1)]}))
+    assert explode(store.diff({2: 10_000})).structs == 1
+    assert store.state_vector() == {1: units, 2: 1}
+
+
+# ---- cutting
+
+
+def cut(struct: bytes, clock: int, low: int, high: int) -> bytes:
+    """The struct of client 1 at `clock` as it is kept when only low..high of it was missing."""
+    store = filled()
+    length = len(explode(update({(1, clock): [struct]})).units)
+    before = [gc(low - clock)] if low > clock else []
+    after = [gc(clock + length - high)] if high < clock + length else []
+    if before:
+        store.add(update({(1, clock): before}))
+    if after:
+        store.add(update({(1, high): after}))
+    new = store.add(update({(1, clock): [struct]}))
+    assert new is not None
+    prefix = update({(1, low): [b""]})[:-1]
+    assert new.startswith(prefix)
+    return new[len(prefix) : -1]
+
+
+@pytest.mark.parametrize(
+    ("struct", "low", "high", "expected"),
+    [
+        (gc(5), 11, 13, gc(2)),
+        (item(deleted(5)), 11, 13, item(deleted(2), origin=(1, 10))),
+        (item(text("abcde")), 11, 13, item(text("bc"), origin=(1, 10))),
+        (item(text("abcde")), 10, 13, item(text("abc"))),
+        (item(text("abcde"), origin=(7, 7)), 10, 13, item(text("abc"), origin=(7, 7))),
+        (
+            item(text("abcde"), origin=(7, 7), right=(8, 8)),
+            12,
+            15,
+            item(text("cde"), origin=(1, 11), right=(8, 8)),
+        ),
+        (item(text("abcde"), parent=(3, 3)), 12, 15, item(text("cde"), origin=(1, 11))),
+        (item(text("a😀b")), 11, 13, item(text("😀"), origin=(1, 10))),
+        (item(text("a😀b")), 10, 12, item(text("a\ufffd"))),
+        (item(text("a😀b")), 12, 14, item(text("\ufffdb"), origin=(1, 11))),
+        (item(text("😀😀")), 11, 13, item(text("\ufffd\ufffd"), origin=(1, 10))),
+        (item(anys(1, [2, {}], "3", None)), 11, 13, item(anys([2, {}], "3"), origin=(1, 10))),
+        (item(anys(1, 2), key="k"), 11, 12, item(anys(2), origin=(1, 10), key="k")),
+        (item(json("1", "2", "3")), 11, 12, item(json("2"), origin=(1, 10))),
+        (item(json("1", "2", "3")), 10, 12, item(json("1", "2"))),
+    ],
+)
+def test_cut(struct: bytes, low: int, high: int, expected: bytes) -> None:
+    assert cut(struct, 10, low, high) == expected
+
+
+def test_a_diff_cuts_the_first_struct() -> None:
+    store = filled(
+        update({(1, 0): [item(text("abc")), item(format_("b", "1"), origin=(1, 2)), gc(3)]})
+    )
+    whole = store.encode()
+    assert store.diff({}) == store.diff({1: 0}) == store.diff({2: 9}) == whole
+    assert store.diff({1: 1}) == update(
+        {(1, 1): [item(text("bc"), origin=(1, 0)), item(format_("b", "1"), origin=(1, 2)), gc(3)]}
+    )
+    assert store.diff({1: 3}) == update({(1, 3): [item(format_("b", "1"), origin=(1, 2)), gc(3)]})
+    assert store.diff({1: 4}) == update({(1, 4): [gc(3)]})
+    assert store.diff({1: 6}) == update({(1, 6): [gc(1)]})
+    assert store.diff({1: 7}) == store.diff({1: 99}) == EMPTY
+    assert store.diff(encode_state_vector({1: 6})) == store.diff({1: 6})
+    with pytest.raises(RemoteProtocolError):
+        store.diff(b"\x01")
+
+
+def test_a_diff_has_all_deletes() -> None:
+    store = filled(update({(1, 0): [gc(1)]}, {9: [(4, 1)], 1: [(0, 1)]}))
+    assert store.diff({1: 1}) == update({}, {9: [(4, 1)], 1: [(0, 1)]})
+
+
+def test_higher_clients_come_first() -> None:
+    store = filled(update({(1, 0): [gc(1)]}, {1: [(0, 1)], 3: [(0, 1)]}), update({(2, 0): [gc(1)]}))
+    store.encode()
+    store.add(update({(3, 0): [gc(1)]}))
+    assert store.encode() == update(
+        {(3, 0): [gc(1)], (2, 0): [gc(1)], (1, 0): [gc(1)]}, {3: [(0, 1)], 1: [(0, 1)]}
+    )
+
+
+# ---- the functions
+
+
+def test_merge_updates() -> None:
+    assert merge_updates([]) == EMPTY
+    assert merge_updates(typed(1, "abc")) == update({(1, 0): [item(text("abc"))]})
+
+
+def test_diff_update() -> None:
+    whole = merge_updates(typed(1, "abc"))
+    assert diff_update(whole, encode_state_vector({1: 2})) == typed(1, "abc")[2]
+
+
+def test_encode_state_vector_from_update() -> None:
+    assert encode_state_vector_from_update(EMPTY) == b"\x00"
+    assert encode_state_vector_from_update(merge_updates(typed(1, "abc"))) == b"\x01\x01\x03"
+
+
+# ---- against a model
+
+
+class Truth:
+    """What three clients have written, unit by unit, and every update that can be cut from it."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.structs: list[tuple[int, int, int, bytes]] = []
+        for client in (1, 2, 300):
+            clock = 0
+            for _ in range(draw(st.integers(1, 6))):
+                body, length = draw(contents)
+                origin = draw(st.sampled_from([None, (client, clock - 1)])) if clock else None
+                right = draw(st.sampled_from([None, (7, 7)]))
+                struct = gc(length) if body is None else item(body, origin=origin, right=right)
+                self.structs.append((client, clock, length, struct))
+                clock += length
+        self.units: dict[Id, Unit] = {}
+        for client, clock, _, struct in self.structs:
+            self.units |= explode(update({(client, clock): [struct]})).units
+
+
+contents = st.one_of(
+    st.text("abcé中", min_size=1, max_size=6).map(lambda s: (text(s), len(s))),
+    st.lists(st.integers(0, 9), min_size=1, max_size=4).map(lambda v: (anys(*v), len(v))),
+    st.lists(st.sampled_from(["1", "undefined"]), min_size=1, max_size=4).map(
+        lambda v: (json(*v), len(v))
+    ),
+    st.integers(1, 200).map(lambda n: (deleted(n), n)),
+    st.integers(1, 200).map(lambda n: (None, n)),
+    st.just((format_("b", "true"), 1)),
+)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[dict[Id, Unit], list[bytes]]:
+    truth = Truth(draw)
+    updates = []
+    for _ in range(draw(st.integers(1, 12))):
+        source = StructStore()
+        for client, clock, _, struct in draw(st.lists(st.sampled_from(truth.structs), max_size=4)):
+            source.add(update({(client, clock): [struct]}))
+        deletes = draw(
+            st.dictionaries(
+                st.sampled_from([1, 300]),
+                st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), min_size=1, max_size=5),
+            )
+        )
+        source.add(update({}, deletes))
+        known = draw(st.dictionaries(st.sampled_from([1, 2, 300]), st.integers(0, 40)))
+        updates.append(source.diff(known))
+    return truth.units, updates
+
+
+@settings(max_examples=400)
+@given(histories())
+def test_agrees_with_the_model(history: tuple[dict[Id, Unit], list[bytes]]) -> None:
+    truth, updates = history
+    store = StructStore()
+    units: dict[Id, Unit] = {}
+    deletes: set[Id] = set()
+    relayed = StructStore()
+    for data in updates:
+        exploded = explode(data)
+        news = exploded.units.keys() - units.keys()
+        new_deletes = exploded.deletes - deletes
+        knew = store.knows(parse_update(data))
+        added = store.add(data)
+        assert knew == (added is None) == (not news and not new_deletes)
+        if added is not None:
+            assert explode(added).units.keys() == news
+            assert explode(added).deletes == new_deletes
+            relayed.add(added)
+        units |= exploded.units
+        deletes |= exploded.deletes
+        assert store.add(data) is None
+
+    whole = explode(store.encode())
+    assert whole.units == {id_: truth[id_] for id_ in units}
+    assert whole.deletes == deletes
+    assert explode(relayed.encode()) == whole
+
+    clocks = store.state_vector()
+    for client in (1, 2, 300):
+        clock = clocks.get(client, 0)
+        assert all((client, below) in units for below in range(clock))
+        assert (client, clock) not in units
+    for known in ({1: 3}, {300: 10, 2: 5}, clocks):
+        diff = explode(store.diff(known))
+        assert diff.units.keys() == {id_ for id_ in units if id_[1] >= known.get(id_[0], 0)}
+        assert all(diff.units[id_].content == truth[id_].content for id_ in diff.units)
+        assert diff.deletes == deletes
+
+    again = StructStore()
+    assert again.add(store.encode()) is not None or (not units and not deletes)
+    assert explode(again.encode()) == whole
+    assert explode(merge_updates(updates)) == whole
