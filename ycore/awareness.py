@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, NamedTuple
 
 from .errors import LocalProtocolError, RemoteProtocolError
@@ -205,16 +206,11 @@ class Awareness:
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` has something to do next."""
-        times = []
-        for client, known in self._present.items():
-            if client != self.client_id:
-                times.append(known.renewed + OUTDATED_AFTER)
-                break
+        others = (known for client, known in self._present.items() if client != self.client_id)
+        times = [known.renewed + OUTDATED_AFTER for known in islice(others, 1)]
+        times += [since + OUTDATED_AFTER for _, since in islice(self._gone.values(), 1)]
         if self.client_id in self._present:
             times.append(self._present[self.client_id].renewed + RENEW_AFTER)
-        for _, since in self._gone.values():
-            times.append(since + OUTDATED_AFTER)
-            break
         return min(times, default=None)
 
     def _set(self, client: int, clock: int, state: str, now: float) -> None:

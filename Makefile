@@ -1,0 +1,48 @@
+# make serve           a server on ws://127.0.0.1:1234 that keeps its documents in ./data
+# make test            all tests; sets up what they need
+# make lint            ruff and mypy
+# make bench           the benchmarks
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NODE := tests/interop/node_modules/.package-lock.json
+
+.PHONY: serve test lint bench clean
+
+serve: $(VENV)/.server
+	@$(BIN)/ycore serve $(ARGS)
+
+test: $(VENV)/.dev $(if $(shell command -v npm),$(NODE))
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage report
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,ops $(ARGS)
+
+# The markers are made anew when what is to be installed has changed. Pip before 25.1 knows no
+# dependency groups, and what comes with Python may be older.
+$(VENV)/.pip:
+	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.server: $(VENV)/.pip pyproject.toml
+	@$(BIN)/pip install --quiet --editable '.[server,uvloop]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.server
+	@$(BIN)/pip install --quiet --group dev
+	@touch $@
+
+$(NODE): tests/interop/package.json tests/interop/package-lock.json
+	cd tests/interop && npm ci --omit=optional
+	@touch $@
+
+clean:
+	rm -rf $(VENV) tests/interop/node_modules

@@ -1,0 +1,123 @@
+"""The hub: rooms by name, loading and unloading, with a virtual clock."""
+
+from __future__ import annotations
+
+import pytest
+from build import typed
+from script import edit, plain, step1
+
+from ycore import CloseCode, Hub, Load, Member, Room, Settings, State, Unload
+
+A, B = typed(1, "ab")
+
+
+def opened(hub: Hub, name: str, now: float = 0) -> Member:
+    member, effects = hub.join(name, now=now)
+    if effects and isinstance(effects[0], Load):
+        effects[0].room.opened(now=now)
+    return member
+
+
+def test_a_room_is_loaded_once_for_all_who_join_meanwhile() -> None:
+    hub = Hub()
+    one, effects = hub.join("doc", now=0)
+    assert effects == [Load(one.room)]
+    two, effects = hub.join("doc", now=0, read_only=True)
+    assert effects == []
+    assert two.room is one.room is hub.rooms["doc"]
+    assert two.read_only
+    other, effects = hub.join("other", now=0)
+    assert effects == [Load(other.room)]
+    assert [e[2] for e in plain(one.room.opened(now=0))] == [[one], [two]]
+    three, effects = hub.join("doc", now=0)
+    assert plain(effects) == [("send", ("step1", {}), [three])]
+
+
+def test_a_failed_load_refuses_those_who_wait_and_the_next_join_loads_afresh() -> None:
+    hub = Hub()
+    one, _ = hub.join("doc", now=0)
+    one.room.receive(one, edit(A), now=0)
+    effects = hub.close(one.room, CloseCode.TRY_AGAIN_LATER, "store failed", now=0)
+    assert plain(effects) == [("close", one, 1013)]
+    two, effects = hub.join("doc", now=0)
+    assert effects == [Load(two.room)]
+    assert two.room is not one.room
+    assert hub.close(one.room, CloseCode.NORMAL, "", now=0) == []
+    assert hub.rooms["doc"] is two.room
+
+
+def test_an_idle_room_is_unloaded() -> None:
+    hub = Hub(Settings(idle_timeout=30))
+    member = opened(hub, "doc")
+    room = member.room
+    assert hub.next_timeout() == 15  # the keepalive
+    room.leave(member, now=5)
+    assert hub.next_timeout() == 35
+    assert hub.handle_timeout(now=34.9) == []
+    assert hub.handle_timeout(now=35) == [(room, [Unload(room, 1)])]
+    assert hub.handle_timeout(now=99) == []  # once
+    assert hub.next_timeout() is None
+    assert hub.unloaded(room, 1, now=36)
+    assert hub.rooms == {}
+    assert room.state is State.CLOSED
+    assert not hub.unloaded(room, 1, now=36)
+
+
+def test_an_unload_that_meets_a_join_is_abandoned() -> None:
+    hub = Hub(Settings(idle_timeout=30))
+    member = opened(hub, "doc")
+    room = member.room
+    room.leave(member, now=0)
+    assert hub.handle_timeout(now=30) == [(room, [Unload(room, 1)])]
+    back = opened(hub, "doc", now=31)
+    room.receive(back, edit(A), now=31)
+    assert not hub.unloaded(room, 1, now=32)
+    assert back.room is room
+    # It leaves again, and the room is unloaded once more: the first store call comes too late
+    # even then.
+    room.leave(back, now=33)
+    assert not hub.unloaded(room, 1, now=34)
+    assert hub.handle_timeout(now=62) == []
+    assert hub.handle_timeout(now=63) == [(room, [Unload(room, 2)])]
+    assert not hub.unloaded(room, 1, now=64)
+    assert hub.unloaded(room, 2, now=64)
+
+
+def test_a_room_that_loads_is_not_unloaded_before() -> None:
+    hub = Hub(Settings(idle_timeout=30))
+    member, _ = hub.join("doc", now=0)
+    room = member.room
+    room.leave(member, now=1)
+    assert hub.handle_timeout(now=100) == []
+    room.opened(now=100)
+    assert hub.handle_timeout(now=100) == [(room, [Unload(room, 1)])]
+
+
+def test_timeouts_of_rooms_are_the_hubs() -> None:
+    hub = Hub()
+    one, two = opened(hub, "one", now=0), opened(hub, "two", now=5)
+    assert hub.next_timeout() == 15
+    ((room, effects),) = hub.handle_timeout(now=15)
+    assert room is one.room
+    assert plain(effects) == [("send", ("awareness",), [one])]
+    ((room, effects),) = hub.handle_timeout(now=20)
+    assert room is two.room
+
+
+def test_rooms_cant_be_changed_from_outside() -> None:
+    with pytest.raises(TypeError):
+        Hub().rooms["doc"] = Room("doc")  # type: ignore[index]
+
+
+def test_a_room_comes_back_with_what_was_persisted() -> None:
+    hub = Hub()
+    member = opened(hub, "doc")
+    assert plain(member.room.receive(member, edit(A), now=0)) == [("persist", A)]
+    hub.close(member.room, CloseCode.GOING_AWAY, "restart", now=0)
+    again, _ = hub.join("doc", now=1)
+    again.room.load(A)
+    again.room.receive(again, step1(), now=1)
+    assert plain(again.room.opened(now=1)) == [
+        ("send", ("step1", {1: 1}), [again]),
+        ("send", ("step2", A), [again]),
+    ]

@@ -1,0 +1,48 @@
+"""What `import ycore` brings with it, and what it offers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import ycore
+
+PUBLIC = {
+    *("Awareness", "AwarenessEntry", "Close", "CloseCode", "CustomMessage", "Effect", "Hub"),
+    *("Load", "LocalProtocolError", "Member", "Persist", "ProtocolError", "RemoteProtocolError"),
+    *("Room", "Send", "Settings", "State", "StructStore", "Unload", "check_update"),
+    *("diff_update", "encode_state_vector_from_update", "merge_updates"),
+}
+
+PROBE = """
+import sys
+before = set(sys.modules)
+import ycore
+import ycore.lib0, ycore.messages, ycore.updates, ycore.awareness, ycore.room, ycore.hub
+print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+"""
+
+IO_AND_TASKS = {
+    *("anyio", "asyncio", "concurrent", "h11", "multiprocessing", "select", "selectors", "signal"),
+    *("queue", "socket", "ssl", "subprocess", "threading", "time", "trio", "tempfile", "y_py"),
+    *("logging", "random", "secrets", "wsproto", "ycore_adapters", "pathlib", "datetime"),
+}
+
+
+def test_importing_the_core_brings_no_io_no_tasks_no_clock_and_no_dependency() -> None:
+    # -S and -I leave out what the environment itself would import.
+    probe = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{PROBE}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = set(probe.stdout.split())
+    assert "ycore" in imported
+    assert not imported & IO_AND_TASKS
+    assert imported <= sys.stdlib_module_names | {"ycore"}
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(ycore.__all__) == PUBLIC
+    assert all(hasattr(ycore, name) for name in ycore.__all__)

@@ -1,0 +1,551 @@
+"""Rooms: scripted conversations with a virtual clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from build import item, text, typed, update
+from script import edit, plain, receivers, show, step1
+
+from ycore import (
+    Close,
+    CloseCode,
+    CustomMessage,
+    LocalProtocolError,
+    Member,
+    Persist,
+    RemoteProtocolError,
+    Room,
+    Send,
+    Settings,
+    State,
+)
+from ycore.messages import Custom, PermissionDenied, QueryAwareness, SyncStep2
+
+EMPTY = b"\x00\x00"
+A, B, C = typed(1, "abc")
+
+
+def enter(room: Room, now: float = 0, *, read_only: bool = False) -> Member:
+    """Join and sync."""
+    member, _ = room.join(now=now, read_only=read_only)
+    room.receive(member, step1(), now=now)
+    return member
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room("doc")
+
+
+# ---- joining
+
+
+def test_a_joiner_is_greeted_with_the_state_vector_and_who_is_here(room: Room) -> None:
+    first, effects = room.join(now=0)
+    assert plain(effects) == [("send", ("step1", {}), [first])]
+    room.receive(first, edit(A) + show((7, 1, "{}")), now=0)
+    second, effects = room.join(now=0)
+    assert plain(effects) == [
+        ("send", ("step1", {1: 1}), [second]),
+        ("send", ("awareness", (7, 1, "{}")), [second]),
+    ]
+    assert room.members == (first, second)
+    assert second.room is room
+
+
+def test_a_step1_is_answered_even_with_nothing(room: Room) -> None:
+    member, _ = room.join(now=0)
+    assert plain(room.receive(member, step1(), now=0)) == [("send", ("step2", EMPTY), [member])]
+    assert plain(room.receive(member, step1({9: 9}), now=0)) == [
+        ("send", ("step2", EMPTY), [member])
+    ]
+
+
+def test_updates_reach_a_member_from_its_snapshot_on_and_none_twice(room: Room) -> None:
+    writer, reader = enter(room), room.join(now=0)[0]
+    assert plain(room.receive(writer, edit(A), now=0)) == [("persist", A)]
+    assert plain(room.receive(reader, step1(), now=0)) == [("send", ("step2", A), [reader])]
+    assert plain(room.receive(writer, edit(B), now=0)) == [
+        ("persist", B),
+        ("send", ("update", B), [reader]),
+    ]
+
+
+# ---- editing
+
+
+def test_an_edit_is_persisted_before_it_is_sent_and_not_sent_to_its_author(room: Room) -> None:
+    author, other, third = enter(room), enter(room), enter(room)
+    assert plain(room.receive(author, edit(A), now=0)) == [
+        ("persist", A),
+        ("send", ("update", A), [other, third]),
+    ]
+
+
+def test_an_author_who_is_not_synced_still_reaches_the_others(room: Room) -> None:
+    other = enter(room)
+    author, _ = room.join(now=0)
+    assert plain(room.receive(author, edit(A), now=0))[1] == ("send", ("update", A), [other])
+
+
+def test_a_step2_is_an_edit(room: Room) -> None:
+    author, other = enter(room), enter(room)
+    offline = update({(1, 0): [item(text("offline"))]}, {2: [(0, 1)]})
+    assert plain(room.receive(author, SyncStep2(offline).encode(), now=0)) == [
+        ("persist", offline),
+        ("send", ("update", offline), [other]),
+    ]
+
+
+def test_what_is_known_is_neither_persisted_nor_sent(room: Room) -> None:
+    author, other = enter(room), enter(room)
+    room.receive(author, edit(A), now=0)
+    assert room.receive(other, edit(A), now=0) == []
+    assert room.receive(other, SyncStep2(EMPTY).encode(), now=0) == []
+
+
+def test_of_what_is_partly_known_the_news_are_sent(room: Room) -> None:
+    author, other = enter(room), enter(room)
+    room.receive(author, edit(A), now=0)
+    both = update({(1, 0): [item(text("Xb"))]})
+    assert plain(room.receive(author, edit(both), now=0)) == [
+        ("persist", B),
+        ("send", ("update", B), [other]),
+    ]
+
+
+def test_broadcasting_shares_one_tuple(room: Room) -> None:
+    author, *_ = [enter(room) for _ in range(100)]
+    sends = []
+    for data in (A, B):
+        _, send = room.receive(author, edit(data), now=0)
+        assert isinstance(send, Send)
+        sends.append(send)
+    assert sends[0].to is sends[1].to
+
+
+# ---- read-only
+
+
+def test_a_read_only_member_reads_and_is_seen_but_its_edits_are_refused(room: Room) -> None:
+    writer, reader = enter(room), enter(room, read_only=True)
+    assert plain(room.receive(writer, edit(A), now=0))[1] == ("send", ("update", A), [reader])
+    assert plain(room.receive(reader, show((7, 1, "{}")), now=0)) == [
+        ("send", ("awareness", (7, 1, "{}")), [writer])
+    ]
+    for message in (edit(B), SyncStep2(B).encode()):
+        assert plain(room.receive(reader, message, now=0)) == [("send", ("denied",), [reader])]
+    assert room.counters.refused_updates == 2
+    assert room.store.encode() == A
+
+
+def test_a_read_only_member_may_repeat_what_is_known(room: Room) -> None:
+    writer, reader = enter(room), enter(room, read_only=True)
+    room.receive(writer, edit(A), now=0)
+    assert room.receive(reader, SyncStep2(A).encode(), now=0) == []
+    assert room.counters.refused_updates == 0
+
+
+# ---- awareness
+
+
+def test_awareness_goes_to_everyone_but_its_author_synced_or_not(room: Room) -> None:
+    one, two = enter(room), room.join(now=0)[0]
+    assert plain(room.receive(one, show((7, 1, "{}")), now=0)) == [
+        ("send", ("awareness", (7, 1, "{}")), [two])
+    ]
+
+
+def test_one_alone_is_told_nothing(room: Room) -> None:
+    assert room.receive(enter(room), show((7, 1, "{}")), now=0) == []
+
+
+def test_a_query_is_answered_with_all_states(room: Room) -> None:
+    one, two = enter(room), enter(room)
+    assert room.receive(one, QueryAwareness().encode(), now=0) == []
+    room.receive(one, show((7, 3, '"x"')), now=0)
+    assert plain(room.receive(two, QueryAwareness().encode() + b"\x00", now=0)) == [
+        ("send", ("awareness", (7, 3, '"x"')), [two])
+    ]
+
+
+def test_who_leaves_is_gone_for_the_others_at_once(room: Room) -> None:
+    one, two = enter(room), enter(room)
+    room.receive(one, show((7, 3, "{}"), (8, 1, "{}")), now=0)
+    assert plain(room.leave(one, now=1)) == [
+        ("send", ("awareness", (7, 3, None), (8, 1, None)), [two])
+    ]
+    assert room.leave(one, now=1) == []
+
+
+def test_a_clean_farewell_comes_at_the_same_clock_and_is_not_repeated(room: Room) -> None:
+    one, two = enter(room), enter(room)
+    room.receive(one, show((7, 3, "{}")), now=0)
+    assert plain(room.receive(one, show((7, 3, None)), now=0)) == [
+        ("send", ("awareness", (7, 3, None)), [two])
+    ]
+    assert room.leave(one, now=0) == []
+
+
+def test_nobody_speaks_for_anothers_id(room: Room) -> None:
+    one, two = enter(room), enter(room)
+    room.receive(one, show((7, 3, "{}")), now=0)
+    for forged in [(7, 3, None), (7, 9, '"forged"'), (7, 9, None)]:
+        assert room.receive(two, show(forged), now=0) == []
+    room.receive(two, show((8, 1, "{}")), now=0)
+    assert room.receive(two, show((7, 9, '"forged"')), now=0) == []
+    assert room.awareness.states == {7: "{}", 8: "{}"}
+    assert room.counters.refused_awareness == 3
+    assert plain(room.receive(one, show((7, 4, '"new"')), now=0)) == [
+        ("send", ("awareness", (7, 4, '"new"')), [two])
+    ]
+
+
+def test_echoes_of_others_change_nothing(room: Room) -> None:
+    """y-websocket clients send on every change of their awareness, also what they heard."""
+    one, two = enter(room), enter(room)
+    room.receive(one, show((7, 3, "{}")), now=0)
+    room.receive(two, show((8, 1, "{}")), now=0)
+    assert room.receive(two, show((7, 3, "{}")), now=0) == []
+    room.leave(one, now=1)
+    assert room.receive(two, show((7, 3, "{}")), now=1) == []  # was on its way
+    assert room.receive(two, show((7, 3, None)), now=1) == []
+    assert room.awareness.states == {8: "{}"}
+    assert room.counters.refused_awareness == 0
+
+
+def test_an_id_passed_on_for_another_is_handed_over_when_its_owner_comes(room: Room) -> None:
+    """Tabs of one browser hear of each other before the server does."""
+    tab, watcher = enter(room), enter(room)
+    room.receive(tab, show((7, 1, "{}")), now=0)
+    assert plain(room.receive(tab, show((8, 5, "{}")), now=0)) == [
+        ("send", ("awareness", (8, 5, "{}")), [watcher])
+    ]
+    other_tab = enter(room)
+    assert plain(room.receive(other_tab, show((8, 5, "{}")), now=0)) == [
+        ("send", ("awareness", (8, 6, "{}")), [tab, watcher])
+    ]
+    assert room.leave(tab, now=0) != []
+    assert room.awareness.states == {8: "{}"}
+    assert plain(room.leave(other_tab, now=0)) == [("send", ("awareness", (8, 6, None)), [watcher])]
+
+
+def test_who_comes_back_with_the_same_id_and_clock_is_visible_at_once(room: Room) -> None:
+    one, two = enter(room), enter(room)
+    room.receive(one, show((7, 3, '"old"')), now=0)
+    room.leave(one, now=1)
+    back = enter(room)
+    assert plain(room.receive(back, show((7, 3, '"old"')), now=2)) == [
+        ("send", ("awareness", (7, 4, '"old"')), [two])
+    ]
+    # What it says next counts up for the others, though its own clock is one behind.
+    assert plain(room.receive(back, show((7, 4, '"new"')), now=2)) == [
+        ("send", ("awareness", (7, 5, '"new"')), [two])
+    ]
+    assert room.receive(back, show((7, 4, '"new"')), now=2) == []
+    assert plain(room.receive(back, show((7, 4, None)), now=2)) == [
+        ("send", ("awareness", (7, 5, None)), [two])
+    ]
+    assert plain(room.receive(back, show((7, 5, '"again"')), now=2)) == [
+        ("send", ("awareness", (7, 6, '"again"')), [two])
+    ]
+
+
+def test_a_clock_that_starts_at_zero_is_visible_at_once(room: Room) -> None:
+    """As yrs clients' does; Yjs clients would ignore it."""
+    one, two = enter(room), enter(room)
+    assert plain(room.receive(one, show((7, 0, "{}")), now=0)) == [
+        ("send", ("awareness", (7, 1, "{}")), [two])
+    ]
+
+
+def test_one_message_may_say_several_things_of_one_id(room: Room) -> None:
+    one, two = enter(room), enter(room)
+    room.receive(one, show((7, 9, "{}")), now=0)
+    room.leave(one, now=0)
+    back = enter(room)
+    assert plain(room.receive(back, show((7, 1, "1"), (7, 2, "2")), now=0)) == [
+        ("send", ("awareness", (7, 10, "1"), (7, 11, "2")), [two])
+    ]
+
+
+# ---- bad bytes
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\x00\x02\x05\x00",
+        edit(b"\x01"),
+        edit(A) + edit(b"\xff" * 9),
+        show((7, 1, "{}")) + b"\x01\x01\x01",
+        step1() + b"\x00\x00\x01\x05",
+        b"\x01\x05\x01\x07\x02\x01{",
+    ],
+)
+def test_bad_bytes_cost_their_sender_its_connection_and_change_nothing(
+    room: Room, frame: bytes
+) -> None:
+    bad, good = room.join(now=0)[0], enter(room)
+    room.receive(bad, show((9, 1, "{}")), now=0)
+    assert plain(room.receive(bad, frame, now=0)) == [
+        ("close", bad, 1007),
+        ("send", ("awareness", (9, 1, None)), [good]),
+    ]
+    assert room.store.encode() == EMPTY
+    assert room.awareness.states == {}
+    assert room.members == (good,)
+    assert not bad.synced
+    assert room.counters.bad_frames == 1
+
+
+def test_after_a_close_the_member_is_out(room: Room) -> None:
+    bad, good = enter(room), enter(room)
+    room.receive(bad, b"", now=0)
+    assert room.receive(bad, edit(A), now=0) == []
+    assert room.leave(bad, now=0) == []
+    assert plain(room.receive(good, edit(A), now=0)) == [("persist", A)]
+
+
+# ---- messages of other kinds
+
+
+def test_unknown_messages_are_counted_and_dropped() -> None:
+    room = Room("doc", settings=Settings(custom_types=frozenset({102})))
+    member = enter(room)
+    assert room.receive(member, Custom(99, b"x").encode(), now=0) == []
+    assert room.receive(member, PermissionDenied("no").encode(), now=0) == []
+    assert room.counters.unknown_messages == 1
+    frame = edit(A) + Custom(102, b"\x01\x05").encode()
+    assert room.receive(member, frame, now=0) == [
+        Persist(A),
+        CustomMessage(member, 102, b"\x01\x05"),
+    ]
+
+
+def test_the_protocols_own_types_cant_be_registered() -> None:
+    with pytest.raises(LocalProtocolError, match=r"\[1, 3\]"):
+        Settings(custom_types=frozenset({1, 3, 99}))
+
+
+# ---- loading
+
+
+def test_nobody_is_answered_before_the_room_is_loaded() -> None:
+    room = Room("doc", loading=True)
+    one, effects = room.join(now=0)
+    assert effects == []
+    assert room.receive(one, step1(), now=0) == []
+    assert room.receive(one, edit(C), now=0) == []
+    two, effects = room.join(now=0)
+    assert effects == []
+    room.load(A)
+    room.load(B)
+    assert plain(room.opened(now=1)) == [
+        ("send", ("step1", {1: 2}), [one]),
+        ("send", ("step1", {1: 2}), [two]),
+        ("send", ("step2", update({(1, 0): [item(text("ab"))]})), [one]),
+        ("persist", C),
+    ]
+    assert room.state is State.OPEN
+
+
+def test_who_leaves_while_loading_left_nothing() -> None:
+    room = Room("doc", loading=True)
+    one, _ = room.join(now=0)
+    room.receive(one, edit(A), now=0)
+    assert room.leave(one, now=0) == []
+    assert room.opened(now=0) == []
+    assert room.store.encode() == EMPTY
+
+
+def test_too_much_while_loading() -> None:
+    room = Room("doc", loading=True, settings=Settings(max_waiting_bytes=100))
+    one, _ = room.join(now=0)
+    assert room.receive(one, b"x" * 60, now=0) == []
+    assert plain(room.receive(one, b"x" * 60, now=0)) == [("close", one, 1009)]
+    assert room.members == ()
+
+
+def test_bad_bytes_while_loading_are_found_when_it_is_open() -> None:
+    room = Room("doc", loading=True)
+    bad, good = room.join(now=0)[0], room.join(now=0)[0]
+    for frame in (b"", edit(A)):
+        room.receive(bad, frame, now=0)
+    assert ("close", bad, 1007) in plain(room.opened(now=0))
+    assert room.members == (good,)
+    assert room.store.encode() == EMPTY
+
+
+def test_loading_is_for_loading_rooms(room: Room) -> None:
+    with pytest.raises(LocalProtocolError, match="is open, not loading"):
+        room.load(A)
+    with pytest.raises(LocalProtocolError, match="is open, not loading"):
+        room.opened(now=0)
+    with pytest.raises(RemoteProtocolError):
+        Room("doc", loading=True).load(b"\x01")
+
+
+# ---- closing
+
+
+def test_a_closed_room_is_closed_for_good(room: Room) -> None:
+    one, two = enter(room), enter(room)
+    room.receive(one, show((7, 1, "{}")), now=0)
+    assert plain(room.close(CloseCode.GOING_AWAY, "bye", now=0)) == [
+        ("close", one, 1001),
+        ("close", two, 1001),
+    ]
+    assert room.receive(one, edit(A), now=0) == room.leave(one, now=0) == []
+    assert room.next_timeout() is None
+    assert room.handle_timeout(now=1e9) == []
+    assert room.close(CloseCode.NORMAL, "", now=0) == []
+    with pytest.raises(LocalProtocolError, match="is closed"):
+        room.join(now=0)
+
+
+def test_a_member_of_another_room_is_a_mistake(room: Room) -> None:
+    stranger, _ = Room("other").join(now=0)
+    with pytest.raises(LocalProtocolError, match="'other', not 'doc'"):
+        room.receive(stranger, b"", now=0)
+    with pytest.raises(LocalProtocolError):
+        room.leave(stranger, now=0)
+
+
+# ---- time
+
+
+def test_members_hear_something_now_and_then(room: Room) -> None:
+    """Else y-websocket clients drop the connection."""
+    assert room.next_timeout() is None
+    one = room.join(now=5)[0]
+    two = enter(room, now=6)
+    assert room.next_timeout() == 20
+    assert room.handle_timeout(now=19.9) == []
+    assert plain(room.handle_timeout(now=20)) == [("send", ("awareness",), [one, two])]
+    assert room.next_timeout() == 35
+    room.leave(one, now=21)
+    room.leave(two, now=21)
+    assert room.next_timeout() is None
+
+
+def test_they_hear_something_while_it_loads_too() -> None:
+    room = Room("doc", loading=True)
+    one, _ = room.join(now=0)
+    assert plain(room.handle_timeout(now=15)) == [("send", ("awareness",), [one])]
+
+
+def test_awareness_expires_for_everyone() -> None:
+    room = Room("doc", settings=Settings(keepalive=1000))
+    one, two = enter(room), enter(room)
+    room.receive(one, show((7, 1, "{}")), now=0)
+    assert room.next_timeout() == 30
+    assert plain(room.handle_timeout(now=30)) == [("send", ("awareness", (7, 1, None)), [one, two])]
+    assert plain(room.receive(one, show((7, 2, "{}")), now=31)) == [
+        ("send", ("awareness", (7, 2, "{}")), [two])
+    ]
+
+
+def test_when_the_room_became_idle(room: Room) -> None:
+    assert room.idle_since is None
+    one, two = enter(room), enter(room)
+    room.leave(one, now=5)
+    assert room.idle_since is None
+    room.leave(two, now=7)
+    assert room.idle_since == 7
+    enter(room, now=8)
+    assert room.idle_since is None
+    assert room.joins == 3
+
+
+# ---- slow members
+
+
+@pytest.fixture
+def slow(room: Room) -> dict[str, Any]:
+    """A slow member, stalled when it had "a" and had seen 7 and 8."""
+    writer, slow = enter(room), enter(room)
+    room.receive(writer, edit(A) + show((7, 1, '"w"')), now=0)
+    third = enter(room)
+    room.receive(third, show((8, 1, '"t"')), now=0)
+    room.stall(slow, now=10)
+    return {"writer": writer, "slow": slow, "third": third}
+
+
+def test_a_stalled_member_is_sent_nothing_until_it_is_brought_level(
+    room: Room, slow: dict[str, Any]
+) -> None:
+    assert plain(room.receive(slow["writer"], edit(B), now=10))[1] == (
+        "send",
+        ("update", B),
+        [slow["third"]],
+    )
+    room.receive(slow["writer"], edit(C) + show((7, 2, '"x"')), now=10)
+    room.leave(slow["third"], now=10)
+    (keepalive,) = room.handle_timeout(now=15)
+    assert isinstance(keepalive, Send)
+    assert receivers(keepalive) == [slow["writer"]]
+    room.stall(slow["slow"], now=12)  # is so already
+    assert plain(room.resume(slow["slow"])) == [
+        (
+            "send",
+            ("step2", update({(1, 1): [item(text("bc"), origin=(1, 0))]})),
+            [slow["slow"]],
+        ),
+        ("send", ("awareness", (7, 2, '"x"'), (8, 1, None)), [slow["slow"]]),
+    ]
+    assert room.resume(slow["slow"]) == []
+    d = typed(1, "d", start=3)[0]
+    assert plain(room.receive(slow["writer"], edit(d), now=16))[1] == (
+        "send",
+        ("update", d),
+        [slow["slow"]],
+    )
+
+
+def test_a_stalled_member_may_go_on_writing_but_gets_no_answers(
+    room: Room, slow: dict[str, Any]
+) -> None:
+    member = slow["slow"]
+    assert plain(room.receive(member, edit(B), now=10))[0] == ("persist", B)
+    assert room.receive(member, step1({1: 2}), now=10) == []
+    assert room.receive(member, QueryAwareness().encode(), now=10) == []
+    assert plain(room.resume(member))[0] == ("send", ("step2", EMPTY), [member])
+
+
+def test_a_read_only_member_that_is_stalled_gets_no_denial(room: Room) -> None:
+    member = enter(room, read_only=True)
+    room.stall(member, now=0)
+    assert room.receive(member, edit(A), now=0) == []
+
+
+def test_one_stalled_before_it_synced(room: Room) -> None:
+    writer, member = enter(room), room.join(now=0)[0]
+    room.stall(member, now=0)
+    room.receive(writer, edit(A), now=0)
+    assert room.resume(member) == []
+    room.stall(member, now=0)
+    room.receive(member, step1(), now=0)
+    assert plain(room.resume(member)) == [("send", ("step2", A), [member])]
+
+
+def test_stalled_for_too_long(room: Room, slow: dict[str, Any]) -> None:
+    assert room.settings.stall_timeout == 60
+    room.handle_timeout(now=69.9)
+    effects = room.handle_timeout(now=70)
+    closed = [effect for effect in effects if isinstance(effect, Close)]
+    assert [(close.member, close.code) for close in closed] == [(slow["slow"], 1013)]
+    assert slow["slow"] not in room.members
+    assert room.resume(slow["slow"]) == []
+    room.stall(slow["slow"], now=71)
+    assert slow["slow"] not in room.members
+
+
+def test_stalled_deadline_is_a_timeout() -> None:
+    room = Room("doc", settings=Settings(keepalive=1000))
+    member = enter(room)
+    room.stall(member, now=5)
+    assert room.next_timeout() == 65
