@@ -112,6 +112,26 @@ class Awareness:
         known = self._present.get(client)
         return known.clock if known is not None else self._gone.get(client, (0, 0.0))[0]
 
+    def gone_since(self, client: int) -> float | None:
+        """When it went, if not long ago: others may still hold its state, or at least its clock."""
+        gone = self._gone.get(client)
+        return None if gone is None else gone[1]
+
+    def is_here(self, client: int, state: str) -> bool:
+        """Whether it is here with just this state."""
+        known = self._present.get(client)
+        return known is not None and known.state == state
+
+    def renew(self, client: int, now: float) -> None:
+        """A client that is here was heard of: it expires later."""
+        known = self._present[client]
+        self._set(client, known.clock, known.state, now)
+
+    def count_up(self, clients: Iterable[int]) -> None:
+        """Raise the clocks of those who are here by one; when they expire stays as it is."""
+        for client in clients:
+            self._present[client].clock += 1
+
     def entries(self, clients: Iterable[int] | None = None) -> list[AwarenessEntry]:
         """What is known of these clients, or of all who are here. The unknown are left out."""
         if clients is None:

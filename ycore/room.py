@@ -95,14 +95,16 @@ class Member:
         "_clocks",
         "_waiting",
         "_waiting_bytes",
+        "joined_at",
         "link",
         "read_only",
         "room",
         "synced",
     )
 
-    def __init__(self, room: Room, *, read_only: bool) -> None:
+    def __init__(self, room: Room, *, joined_at: float, read_only: bool) -> None:
         self.room = room
+        self.joined_at = joined_at
         self.read_only = read_only
         self.link: Any = None
         """Yours: what you need to find from a member, such as its connection."""
@@ -284,7 +286,7 @@ class Room:
         """
         if self.state is State.CLOSED:
             raise LocalProtocolError(f"the room {self.name!r} is closed")
-        member = Member(self, read_only=read_only)
+        member = Member(self, joined_at=now, read_only=read_only)
         self._members[member] = None
         self.joins += 1
         self.idle_since = None
@@ -459,11 +461,8 @@ class Room:
             else:
                 effects.append(self._catch_up(member, content))
         elif isinstance(content, list):
-            changed: list[AwarenessEntry] = []
-            for entry in content:
-                changed += self.awareness.apply(self._vouch(member, entry), now)
-            effects += self._tell_awareness(changed, skip=member)
-        elif isinstance(content, QueryAwareness) and member not in self._stalled:
+            self._take_awareness(member, content, now, effects)
+        elif isinstance(content, QueryAwareness):
             self._send_awareness(member, list(self.awareness.states), effects)
         elif isinstance(content, Custom):
             if content.type in self.settings.custom_types:
@@ -486,41 +485,92 @@ class Room:
             self._broadcast(Update(new).encode(), self._who_is_synced(), member, effects)
 
     # -- awareness
+    #
+    # A client takes another's state only if its clock went up, and when its connection breaks it
+    # forgets the others' states but not their clocks. So whoever comes back with its old id and
+    # clock would stay invisible until it renews its state, half a minute at worst, and so would
+    # the others for it; the same for everyone after a restart of the server. Therefore the room
+    # counts clocks up itself where that happens, and tells the owner so (`_teach`), that the clocks
+    # of both agree again and the next server can count on from there.
 
-    def _vouch(self, member: Member, entry: AwarenessEntry) -> list[AwarenessEntry]:
-        """The entry as the room announces it, or nothing if the member has no say in it.
+    def _take_awareness(
+        self, member: Member, entries: list[AwarenessEntry], now: float, effects: list[Effect]
+    ) -> None:
+        changed: list[AwarenessEntry] = []
+        came_back = False
+        for entry in entries:
+            client, clock, state = entry
+            is_new = client not in member._clocks
+            was_gone = self.awareness.gone_since(client) is not None
+            if not self._vouch(member, entry):
+                continue
+            known = self.awareness.clock(client)
+            if state is None:
+                announced = known
+            elif is_new:
+                announced = max(clock, known) + 1
+                came_back |= was_gone
+            elif clock <= known and self.awareness.is_here(client, state):
+                self.awareness.renew(client, now)  # it repeats what it was taught
+                continue
+            else:
+                announced = max(clock, known + 1)
+            changed += self.awareness.apply([AwarenessEntry(client, announced, state)], now)
+        effects += self._tell_awareness(changed, skip=member)
+        self._teach(member, effects)
+        if came_back:
+            others = [client for client in self.awareness.states if client not in member._clocks]
+            self.awareness.count_up(others)
+            self._send_awareness(member, others, effects)
+            for owner in {self._owners[client]: None for client in others}:
+                self._teach(owner, effects)
+
+    def _vouch(self, member: Member, entry: AwarenessEntry) -> bool:
+        """Whether what a member says of an id counts. If so, it owns the id.
 
         An id belongs to the member that announced it first, until that one leaves. But clients
         also pass on what they heard of others (y-websocket sends every change of its awareness to
         the server), so an id which is not the first a member announced is held only until the
-        member comes whose first it is, and does not bring back who has left.
-
-        What a member says is compared with what it said before; what the room announces always
-        counts up. Otherwise somebody who comes back with the same id and clock stays invisible
-        until it renews its state, and so does one whose clock starts at 0.
+        member comes whose first it is; and who has left is brought back only by a higher clock, or
+        by somebody who joined later and so was not told of it.
         """
         client, clock, state = entry
         owner = self._owners.get(client)
-        known = self.awareness.clock(client)
         if owner is member:
             last = member._clocks[client]
-            if clock < last or (clock == last and state is not None):
-                return []
+            counts = clock > last or (clock == last and state is None)
         else:
+            known = self.awareness.clock(client)
             is_first = not member._clocks
-            if owner is None:
-                may = is_first or clock > known
-            else:
-                may = is_first and next(iter(owner._clocks)) != client
-            if state is None or not may:
-                self.counters.refused_awareness += clock > known
-                return []
             if owner is not None:
+                may = is_first and next(iter(owner._clocks)) != client
+            else:
+                since = self.awareness.gone_since(client)
+                may = clock > known or (is_first and (since is None or since < member.joined_at))
+            counts = may and state is not None
+            if not counts:
+                self.counters.refused_awareness += clock > known
+            elif owner is not None:
                 del owner._clocks[client]
-        self._owners[client] = member
-        member._clocks[client] = clock
-        clock = known if state is None else max(clock, known + 1)
-        return [AwarenessEntry(client, clock, state)]
+        if counts:
+            self._owners[client] = member
+            member._clocks[client] = clock
+        return counts
+
+    def _teach(self, member: Member, effects: list[Effect]) -> None:
+        """Bring a member's own clock up to the room's, by one at a time.
+
+        By more, its client might take an older state of its own for the newer one: it compares
+        clocks only, and may have counted up since.
+        """
+        own = next(iter(member._clocks), None)
+        for client, clock, state in self.awareness.entries([] if own is None else [own]):
+            last = member._clocks[client]
+            if state is not None and clock > last and member not in self._stalled:
+                lesson = AwarenessUpdate(
+                    encode_awareness([AwarenessEntry(client, last + 1, state)])
+                )
+                effects.append(Send(lesson.encode(), (member,)))
 
     def _tell_awareness(
         self, entries: list[AwarenessEntry], skip: Member | None = None
@@ -533,7 +583,7 @@ class Room:
 
     def _send_awareness(self, member: Member, clients: list[int], effects: list[Effect]) -> None:
         entries = self.awareness.entries(clients)
-        if entries:
+        if entries and member not in self._stalled:
             effects.append(Send(AwarenessUpdate(encode_awareness(entries)).encode(), (member,)))
 
     def _broadcast(

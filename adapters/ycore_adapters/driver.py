@@ -271,7 +271,8 @@ class Driver:
 
     async def _give_up(self, room: Room, work: _Work, exc: Exception) -> None:
         """The store failed. Nobody may see what it did not take, so the room goes: its members
-        come back with their edits, and it is loaded anew."""
+        come back with their edits, and it is loaded anew. Of what waits, only those who are out
+        already still have to be told."""
         logger.error(
             "store failed room=%r members=%d error=%r",
             room.name,
@@ -283,9 +284,11 @@ class Driver:
             await self._store.release(room.name)
         except StoreError as release_exc:
             logger.error("release failed room=%r error=%r", room.name, str(release_exc))
+        closes = [effect for effect in work.effects if isinstance(effect, Close)]
         work.effects.clear()
         reason = "the document's store failed, try again later"
-        for effect in self.hub.close(room, CloseCode.TRY_AGAIN_LATER, reason, now=self.clock()):
+        now = self.clock()
+        for effect in closes + self.hub.close(room, CloseCode.TRY_AGAIN_LATER, reason, now=now):
             self._do(effect)
 
     def _do(self, effect: Effect) -> None:

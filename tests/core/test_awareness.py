@@ -141,6 +141,20 @@ def test_the_gone_are_forgotten_in_time() -> None:
     assert awareness.apply([entry(1, 1)], now=31) == [entry(1, 1)]
 
 
+def test_counting_up_is_no_renewal_and_renewing_counts_nothing() -> None:
+    awareness = Awareness()
+    awareness.apply([entry(1, 1), entry(2, 1)], now=0)
+    awareness.count_up([1])
+    awareness.renew(2, now=10)
+    assert awareness.is_here(1, "{}")
+    assert not awareness.is_here(1, "1")
+    assert awareness.handle_timeout(OUTDATED_AFTER) == [entry(1, 2, None)]
+    assert awareness.entries() == [entry(2, 1)]
+    assert awareness.gone_since(1) == OUTDATED_AFTER
+    assert awareness.gone_since(2) is None
+    assert not awareness.is_here(1, "{}")
+
+
 # ---- our own state
 
 

@@ -29,7 +29,7 @@ from ycore import (
     StructStore,
     Unload,
 )
-from ycore.awareness import Awareness, decode_awareness, encode_awareness
+from ycore.awareness import OUTDATED_AFTER, Awareness, decode_awareness, encode_awareness
 from ycore.messages import AwarenessUpdate, SyncStep1, SyncStep2, Update, decode
 from ycore.updates import parse_update
 
@@ -70,10 +70,13 @@ class Client:
             elif isinstance(message, SyncStep2 | Update):
                 self.doc.add(message.update)
             elif isinstance(message, AwarenessUpdate):
-                self.awareness.apply(decode_awareness(message.payload), now)
+                changed = self.awareness.apply(decode_awareness(message.payload), now)
+                if changed:  # as y-websocket does
+                    self.say(AwarenessUpdate(encode_awareness(changed)).encode())
 
-    def disconnected(self) -> None:
+    def disconnected(self, now: float) -> None:
         self.member = None
+        self.awareness.remove(self.awareness.states.keys() - {self.id}, now)
         self.to_server.clear()
         self.to_client.clear()
 
@@ -107,7 +110,7 @@ class World(RuleBasedStateMachine):
             self.hub.unloaded(effect.room, effect.generation, now=self.now)
         elif isinstance(effect, Close):
             if effect.member.link is not None:
-                effect.member.link.disconnected()
+                effect.member.link.disconnected(self.now)
                 effect.member.link = None
         elif isinstance(effect, Send):
             (message,) = decode(effect.frame)
@@ -130,6 +133,9 @@ class World(RuleBasedStateMachine):
             client.member, member.link = member, client
             self.queue(member.room, effects)
             client.say(SyncStep1(client.doc.encode_state_vector()).encode())
+            if client.id in client.awareness.states:
+                own = encode_awareness(client.awareness.entries([client.id]))
+                client.say(AwarenessUpdate(own).encode())
 
     @rule(i=which)
     def disconnect(self, i: int) -> None:
@@ -137,7 +143,7 @@ class World(RuleBasedStateMachine):
         if client.member is not None:
             member = client.member
             member.link = None
-            client.disconnected()
+            client.disconnected(self.now)
             self.queue(member.room, member.room.leave(member, now=self.now))
 
     @rule(i=which)
@@ -189,6 +195,10 @@ class World(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 5, 20, 60]))
     def wait(self, seconds: int) -> None:
         self.now += seconds
+        for client in self.clients:
+            renewed = client.awareness.handle_timeout(self.now)
+            if renewed:
+                client.say(AwarenessUpdate(encode_awareness(renewed)).encode())
         due = self.hub.next_timeout()
         todo = self.hub.handle_timeout(now=self.now)
         assert not todo or (due is not None and due <= self.now)
@@ -200,8 +210,9 @@ class World(RuleBasedStateMachine):
         """What waits for the store is lost; nobody has seen it, and its authors still have it."""
         room = self.hub.rooms.get(name)
         if room is not None:
-            closes = self.hub.close(room, CloseCode.TRY_AGAIN_LATER, "failed", now=self.now)
-            self.queues[room] = deque(closes)
+            queue = self.queues[room]
+            self.queues[room] = deque(effect for effect in queue if isinstance(effect, Close))
+            self.queue(room, self.hub.close(room, CloseCode.TRY_AGAIN_LATER, "", now=self.now))
             while self.queues[room]:
                 self.carry_out(room)
 
@@ -213,8 +224,7 @@ class World(RuleBasedStateMachine):
             if client.member is not None and client.member in client.member.room.members:
                 assert self.hub.rooms[client.room] is client.member.room
 
-    def teardown(self) -> None:
-        """Let everything come to rest: then those who are connected have converged."""
+    def settle(self) -> None:
         busy = True
         while busy:
             busy = False
@@ -228,6 +238,15 @@ class World(RuleBasedStateMachine):
                 while queue:
                     busy = True
                     self.carry_out(room)
+
+    def teardown(self) -> None:
+        """Let everything come to rest: then those who are connected have converged."""
+        self.settle()
+        if self.now >= OUTDATED_AFTER:
+            # A message that was so long on its way may show a ghost; it does not outlive this.
+            for _ in range(4):
+                self.wait(int(OUTDATED_AFTER / 3))
+                self.settle()
         for client in self.clients:
             if client.member is None:
                 continue
@@ -243,5 +262,7 @@ class World(RuleBasedStateMachine):
             assert room.awareness.states.keys() - {client.id} <= others
 
 
-World.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+World.TestCase.settings = settings(
+    max_examples=max(150, settings().max_examples), stateful_step_count=60, deadline=None
+)
 TestWorld = World.TestCase

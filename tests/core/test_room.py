@@ -34,6 +34,13 @@ def enter(room: Room, now: float = 0, *, read_only: bool = False) -> Member:
     return member
 
 
+def appear(room: Room, member: Member, client: int, state: str = "{}") -> None:
+    """Show an awareness state, as a client does that knows the room's clock for it: 2."""
+    room.receive(member, show((client, 1, state)), now=0)
+    room.receive(member, show((client, 2, state)), now=0)
+    assert room.awareness.entries([client]) == [(client, 2, state)]
+
+
 @pytest.fixture
 def room() -> Room:
     return Room("doc")
@@ -45,11 +52,12 @@ def room() -> Room:
 def test_a_joiner_is_greeted_with_the_state_vector_and_who_is_here(room: Room) -> None:
     first, effects = room.join(now=0)
     assert plain(effects) == [("send", ("step1", {}), [first])]
-    room.receive(first, edit(A) + show((7, 1, "{}")), now=0)
+    room.receive(first, edit(A), now=0)
+    appear(room, first, 7)
     second, effects = room.join(now=0)
     assert plain(effects) == [
         ("send", ("step1", {1: 1}), [second]),
-        ("send", ("awareness", (7, 1, "{}")), [second]),
+        ("send", ("awareness", (7, 2, "{}")), [second]),
     ]
     assert room.members == (first, second)
     assert second.room is room
@@ -132,9 +140,9 @@ def test_broadcasting_shares_one_tuple(room: Room) -> None:
 def test_a_read_only_member_reads_and_is_seen_but_its_edits_are_refused(room: Room) -> None:
     writer, reader = enter(room), enter(room, read_only=True)
     assert plain(room.receive(writer, edit(A), now=0))[1] == ("send", ("update", A), [reader])
-    assert plain(room.receive(reader, show((7, 1, "{}")), now=0)) == [
-        ("send", ("awareness", (7, 1, "{}")), [writer])
-    ]
+    assert ("send", ("awareness", (7, 2, "{}")), [writer]) in plain(
+        room.receive(reader, show((7, 1, "{}")), now=0)
+    )
     for message in (edit(B), SyncStep2(B).encode()):
         assert plain(room.receive(reader, message, now=0)) == [("send", ("denied",), [reader])]
     assert room.counters.refused_updates == 2
@@ -153,121 +161,198 @@ def test_a_read_only_member_may_repeat_what_is_known(room: Room) -> None:
 
 def test_awareness_goes_to_everyone_but_its_author_synced_or_not(room: Room) -> None:
     one, two = enter(room), room.join(now=0)[0]
-    assert plain(room.receive(one, show((7, 1, "{}")), now=0)) == [
-        ("send", ("awareness", (7, 1, "{}")), [two])
+    appear(room, one, 7)
+    assert plain(room.receive(one, show((7, 3, '"new"')), now=0)) == [
+        ("send", ("awareness", (7, 3, '"new"')), [two])
     ]
 
 
+def test_a_renewal_goes_out(room: Room) -> None:
+    one, two = enter(room), enter(room)
+    appear(room, one, 7)
+    assert plain(room.receive(one, show((7, 3, "{}")), now=15)) == [
+        ("send", ("awareness", (7, 3, "{}")), [two])
+    ]
+    assert room.awareness.next_timeout() == 45
+
+
 def test_one_alone_is_told_nothing(room: Room) -> None:
-    assert room.receive(enter(room), show((7, 1, "{}")), now=0) == []
+    one = enter(room)
+    appear(room, one, 7)
+    assert room.receive(one, show((7, 3, "{}")), now=0) == []
 
 
 def test_a_query_is_answered_with_all_states(room: Room) -> None:
     one, two = enter(room), enter(room)
     assert room.receive(one, QueryAwareness().encode(), now=0) == []
-    room.receive(one, show((7, 3, '"x"')), now=0)
+    appear(room, one, 7)
     assert plain(room.receive(two, QueryAwareness().encode() + b"\x00", now=0)) == [
-        ("send", ("awareness", (7, 3, '"x"')), [two])
+        ("send", ("awareness", (7, 2, "{}")), [two])
     ]
 
 
 def test_who_leaves_is_gone_for_the_others_at_once(room: Room) -> None:
     one, two = enter(room), enter(room)
-    room.receive(one, show((7, 3, "{}"), (8, 1, "{}")), now=0)
+    appear(room, one, 7)
+    appear(room, one, 8)
     assert plain(room.leave(one, now=1)) == [
-        ("send", ("awareness", (7, 3, None), (8, 1, None)), [two])
+        ("send", ("awareness", (7, 2, None), (8, 2, None)), [two])
     ]
     assert room.leave(one, now=1) == []
 
 
 def test_a_clean_farewell_comes_at_the_same_clock_and_is_not_repeated(room: Room) -> None:
     one, two = enter(room), enter(room)
-    room.receive(one, show((7, 3, "{}")), now=0)
-    assert plain(room.receive(one, show((7, 3, None)), now=0)) == [
-        ("send", ("awareness", (7, 3, None)), [two])
+    appear(room, one, 7)
+    assert plain(room.receive(one, show((7, 2, None)), now=0)) == [
+        ("send", ("awareness", (7, 2, None)), [two])
     ]
     assert room.leave(one, now=0) == []
 
 
+def test_one_may_hide_and_show_itself_again(room: Room) -> None:
+    one, two = enter(room), enter(room)
+    appear(room, one, 7)
+    room.receive(one, show((7, 3, None)), now=0)
+    assert room.awareness.states == {}
+    assert plain(room.receive(one, show((7, 4, "1")), now=0)) == [
+        ("send", ("awareness", (7, 4, "1")), [two])
+    ]
+
+
 def test_nobody_speaks_for_anothers_id(room: Room) -> None:
     one, two = enter(room), enter(room)
-    room.receive(one, show((7, 3, "{}")), now=0)
-    for forged in [(7, 3, None), (7, 9, '"forged"'), (7, 9, None)]:
+    appear(room, one, 7)
+    for forged in [(7, 2, None), (7, 9, '"forged"'), (7, 9, None)]:
         assert room.receive(two, show(forged), now=0) == []
-    room.receive(two, show((8, 1, "{}")), now=0)
+    appear(room, two, 8)
     assert room.receive(two, show((7, 9, '"forged"')), now=0) == []
     assert room.awareness.states == {7: "{}", 8: "{}"}
     assert room.counters.refused_awareness == 3
-    assert plain(room.receive(one, show((7, 4, '"new"')), now=0)) == [
-        ("send", ("awareness", (7, 4, '"new"')), [two])
+    assert plain(room.receive(one, show((7, 3, '"new"')), now=0)) == [
+        ("send", ("awareness", (7, 3, '"new"')), [two])
     ]
 
 
 def test_echoes_of_others_change_nothing(room: Room) -> None:
     """y-websocket clients send on every change of their awareness, also what they heard."""
     one, two = enter(room), enter(room)
-    room.receive(one, show((7, 3, "{}")), now=0)
-    room.receive(two, show((8, 1, "{}")), now=0)
-    assert room.receive(two, show((7, 3, "{}")), now=0) == []
+    appear(room, one, 7)
+    appear(room, two, 8)
+    assert room.receive(two, show((7, 2, "{}")), now=0) == []
     room.leave(one, now=1)
-    assert room.receive(two, show((7, 3, "{}")), now=1) == []  # was on its way
-    assert room.receive(two, show((7, 3, None)), now=1) == []
+    assert room.receive(two, show((7, 2, "{}")), now=1) == []  # was on its way
+    assert room.receive(two, show((7, 2, None)), now=1) == []
     assert room.awareness.states == {8: "{}"}
     assert room.counters.refused_awareness == 0
+
+
+def test_an_echo_of_one_who_shows_nothing_brings_nobody_back(room: Room) -> None:
+    one, two = enter(room), enter(room)
+    appear(room, one, 7)
+    room.leave(one, now=1)
+    assert room.receive(two, show((7, 2, "{}")), now=1) == []
+    assert room.receive(two, show((7, 2, None)), now=1) == []
+    assert room.awareness.states == {}
 
 
 def test_an_id_passed_on_for_another_is_handed_over_when_its_owner_comes(room: Room) -> None:
     """Tabs of one browser hear of each other before the server does."""
     tab, watcher = enter(room), enter(room)
-    room.receive(tab, show((7, 1, "{}")), now=0)
-    assert plain(room.receive(tab, show((8, 5, "{}")), now=0)) == [
-        ("send", ("awareness", (8, 5, "{}")), [watcher])
-    ]
+    appear(room, tab, 7)
+    assert plain(room.receive(tab, show((8, 5, "{}")), now=0))[0] == (
+        "send",
+        ("awareness", (8, 6, "{}")),
+        [watcher],
+    )
     other_tab = enter(room)
-    assert plain(room.receive(other_tab, show((8, 5, "{}")), now=0)) == [
-        ("send", ("awareness", (8, 6, "{}")), [tab, watcher])
-    ]
-    assert room.leave(tab, now=0) != []
+    assert plain(room.receive(other_tab, show((8, 5, "{}")), now=0))[0] == (
+        "send",
+        ("awareness", (8, 7, "{}")),
+        [tab, watcher],
+    )
+    room.leave(tab, now=0)
     assert room.awareness.states == {8: "{}"}
-    assert plain(room.leave(other_tab, now=0)) == [("send", ("awareness", (8, 6, None)), [watcher])]
+    assert plain(room.leave(other_tab, now=0)) == [("send", ("awareness", (8, 7, None)), [watcher])]
 
 
-def test_who_comes_back_with_the_same_id_and_clock_is_visible_at_once(room: Room) -> None:
+def test_a_new_id_goes_out_one_up_and_its_owner_is_told(room: Room) -> None:
+    """The others may hold its clock from before a restart. What it repeats goes no further."""
     one, two = enter(room), enter(room)
-    room.receive(one, show((7, 3, '"old"')), now=0)
-    room.leave(one, now=1)
-    back = enter(room)
-    assert plain(room.receive(back, show((7, 3, '"old"')), now=2)) == [
-        ("send", ("awareness", (7, 4, '"old"')), [two])
+    assert plain(room.receive(one, show((7, 3, "{}")), now=0)) == [
+        ("send", ("awareness", (7, 4, "{}")), [two]),
+        ("send", ("awareness", (7, 4, "{}")), [one]),
     ]
-    # What it says next counts up for the others, though its own clock is one behind.
-    assert plain(room.receive(back, show((7, 4, '"new"')), now=2)) == [
+    assert room.receive(one, show((7, 4, "{}")), now=0) == []
+    assert plain(room.receive(one, show((7, 5, '"new"')), now=0)) == [
         ("send", ("awareness", (7, 5, '"new"')), [two])
-    ]
-    assert room.receive(back, show((7, 4, '"new"')), now=2) == []
-    assert plain(room.receive(back, show((7, 4, None)), now=2)) == [
-        ("send", ("awareness", (7, 5, None)), [two])
-    ]
-    assert plain(room.receive(back, show((7, 5, '"again"')), now=2)) == [
-        ("send", ("awareness", (7, 6, '"again"')), [two])
     ]
 
 
 def test_a_clock_that_starts_at_zero_is_visible_at_once(room: Room) -> None:
     """As yrs clients' does; Yjs clients would ignore it."""
     one, two = enter(room), enter(room)
-    assert plain(room.receive(one, show((7, 0, "{}")), now=0)) == [
-        ("send", ("awareness", (7, 1, "{}")), [two])
+    assert plain(room.receive(one, show((7, 0, "{}")), now=0))[0] == (
+        "send",
+        ("awareness", (7, 1, "{}")),
+        [two],
+    )
+
+
+def test_a_change_that_crosses_the_lesson_counts_up_too(room: Room) -> None:
+    one, two = enter(room), enter(room)
+    room.receive(one, show((7, 3, '"a"')), now=0)
+    assert plain(room.receive(one, show((7, 4, '"b"')), now=0)) == [
+        ("send", ("awareness", (7, 5, '"b"')), [two]),
+        ("send", ("awareness", (7, 5, '"b"')), [one]),
     ]
+
+
+def test_a_clock_far_behind_is_taught_by_one_at_a_time(room: Room) -> None:
+    one, two = enter(room), enter(room)
+    room.receive(one, show((7, 9, '"old"')), now=0)
+    room.leave(one, now=0)
+    back = enter(room, now=1)
+    assert plain(room.receive(back, show((7, 8, '"x"')), now=1)) == [
+        ("send", ("awareness", (7, 11, '"x"')), [two]),
+        ("send", ("awareness", (7, 9, '"x"')), [back]),
+    ]
+    assert plain(room.receive(back, show((7, 9, '"x"')), now=0)) == [
+        ("send", ("awareness", (7, 10, '"x"')), [back])
+    ]
+    room.receive(back, show((7, 10, '"x"')), now=0)
+    assert room.receive(back, show((7, 11, '"x"')), now=0) == []
+    assert plain(room.receive(back, show((7, 12, '"y"')), now=0)) == [
+        ("send", ("awareness", (7, 12, '"y"')), [two])
+    ]
+
+
+def test_who_comes_back_is_seen_and_sees_the_others_at_once(room: Room) -> None:
+    """Its client holds the clocks of all who are here, but not their states."""
+    one, two = enter(room), enter(room)
+    appear(room, one, 7)
+    appear(room, two, 8)
+    room.leave(one, now=1)
+    back = enter(room, now=2)
+    assert plain(room.receive(back, show((7, 2, "{}")), now=2)) == [
+        ("send", ("awareness", (7, 3, "{}")), [two]),
+        ("send", ("awareness", (7, 3, "{}")), [back]),
+        ("send", ("awareness", (8, 3, "{}")), [back]),
+        ("send", ("awareness", (8, 3, "{}")), [two]),
+    ]
+    # The others' states expire when they would have.
+    assert plain(room.handle_timeout(now=30))[0] == (
+        "send",
+        ("awareness", (8, 3, None)),
+        [two, back],
+    )
 
 
 def test_one_message_may_say_several_things_of_one_id(room: Room) -> None:
     one, two = enter(room), enter(room)
-    room.receive(one, show((7, 9, "{}")), now=0)
-    room.leave(one, now=0)
-    back = enter(room)
-    assert plain(room.receive(back, show((7, 1, "1"), (7, 2, "2")), now=0)) == [
-        ("send", ("awareness", (7, 10, "1"), (7, 11, "2")), [two])
+    appear(room, one, 7)
+    assert plain(room.receive(one, show((7, 3, "1"), (7, 4, "2")), now=0)) == [
+        ("send", ("awareness", (7, 3, "1"), (7, 4, "2")), [two])
     ]
 
 
@@ -290,10 +375,10 @@ def test_bad_bytes_cost_their_sender_its_connection_and_change_nothing(
     room: Room, frame: bytes
 ) -> None:
     bad, good = room.join(now=0)[0], enter(room)
-    room.receive(bad, show((9, 1, "{}")), now=0)
+    appear(room, bad, 9)
     assert plain(room.receive(bad, frame, now=0)) == [
         ("close", bad, 1007),
-        ("send", ("awareness", (9, 1, None)), [good]),
+        ("send", ("awareness", (9, 2, None)), [good]),
     ]
     assert room.store.encode() == EMPTY
     assert room.awareness.states == {}
@@ -441,11 +526,11 @@ def test_they_hear_something_while_it_loads_too() -> None:
 def test_awareness_expires_for_everyone() -> None:
     room = Room("doc", settings=Settings(keepalive=1000))
     one, two = enter(room), enter(room)
-    room.receive(one, show((7, 1, "{}")), now=0)
+    appear(room, one, 7)
     assert room.next_timeout() == 30
-    assert plain(room.handle_timeout(now=30)) == [("send", ("awareness", (7, 1, None)), [one, two])]
-    assert plain(room.receive(one, show((7, 2, "{}")), now=31)) == [
-        ("send", ("awareness", (7, 2, "{}")), [two])
+    assert plain(room.handle_timeout(now=30)) == [("send", ("awareness", (7, 2, None)), [one, two])]
+    assert plain(room.receive(one, show((7, 3, "{}")), now=31)) == [
+        ("send", ("awareness", (7, 3, "{}")), [two])
     ]
 
 
@@ -468,9 +553,10 @@ def test_when_the_room_became_idle(room: Room) -> None:
 def slow(room: Room) -> dict[str, Any]:
     """A slow member, stalled when it had "a" and had seen 7 and 8."""
     writer, slow = enter(room), enter(room)
-    room.receive(writer, edit(A) + show((7, 1, '"w"')), now=0)
+    room.receive(writer, edit(A), now=0)
+    appear(room, writer, 7)
     third = enter(room)
-    room.receive(third, show((8, 1, '"t"')), now=0)
+    appear(room, third, 8)
     room.stall(slow, now=10)
     return {"writer": writer, "slow": slow, "third": third}
 
@@ -483,7 +569,7 @@ def test_a_stalled_member_is_sent_nothing_until_it_is_brought_level(
         ("update", B),
         [slow["third"]],
     )
-    room.receive(slow["writer"], edit(C) + show((7, 2, '"x"')), now=10)
+    room.receive(slow["writer"], edit(C) + show((7, 3, '"x"')), now=10)
     room.leave(slow["third"], now=10)
     (keepalive,) = room.handle_timeout(now=15)
     assert isinstance(keepalive, Send)
@@ -495,7 +581,7 @@ def test_a_stalled_member_is_sent_nothing_until_it_is_brought_level(
             ("step2", update({(1, 1): [item(text("bc"), origin=(1, 0))]})),
             [slow["slow"]],
         ),
-        ("send", ("awareness", (7, 2, '"x"'), (8, 1, None)), [slow["slow"]]),
+        ("send", ("awareness", (7, 3, '"x"'), (8, 2, None)), [slow["slow"]]),
     ]
     assert room.resume(slow["slow"]) == []
     d = typed(1, "d", start=3)[0]
@@ -519,7 +605,7 @@ def test_a_stalled_member_may_go_on_writing_but_gets_no_answers(
 def test_a_read_only_member_that_is_stalled_gets_no_denial(room: Room) -> None:
     member = enter(room, read_only=True)
     room.stall(member, now=0)
-    assert room.receive(member, edit(A), now=0) == []
+    assert room.receive(member, edit(A) + show((7, 1, "{}")), now=0) == []
 
 
 def test_one_stalled_before_it_synced(room: Room) -> None:

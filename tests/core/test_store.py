@@ -375,7 +375,7 @@ def histories(draw: st.DrawFn) -> tuple[dict[Id, Unit], list[bytes]]:
     return truth.units, updates
 
 
-@settings(max_examples=400)
+@settings(max_examples=max(400, settings().max_examples))
 @given(histories())
 def test_agrees_with_the_model(history: tuple[dict[Id, Unit], list[bytes]]) -> None:
     truth, updates = history
