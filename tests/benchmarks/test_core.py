@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from build import anys, item, text, type_, update
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ycore import Room, StructStore, check_update
 from ycore.lib0 import write_var_uint
 from ycore.messages import SyncStep1, Update
-
-sys.path.append(str(Path(__file__).parent.parent / "core"))
-from build import anys, item, text, type_, update
 
 AUTHOR = 3_000_000_000  # ids of real clients are random and 32 bits long
 

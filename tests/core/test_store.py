@@ -30,6 +30,7 @@ from ycore import (
     merge_updates,
 )
 from ycore.updates import decode_state_vector, encode_state_vector, parse_update
+from ycore.updates._runs import run_of
 
 EMPTY = bytes.fromhex("0000")
 
@@ -137,13 +138,54 @@ def test_a_hole_is_filled_by_what_overlaps_both_its_ends() -> None:
     store = filled(
         update({(1, 0): [item(text("ab"))]}), update({(1, 5): [item(text("fg"), origin=(1, 4))]})
     )
-    new = store.add(update({(1, 1): [item(text("BcdeFGh"), origin=(1, 0))]}))
+    new = store.add(update({(1, 1): [item(text("bcdefgh"), origin=(1, 0))]}))
     assert new == update(
         {(1, 2): [item(text("cde"), origin=(1, 1)), skip(2), item(text("h"), origin=(1, 6))]}
     )
     assert (
         explode(store.encode()).units == explode(update({(1, 0): [item(text("abcdefgh"))]})).units
     )
+
+
+@pytest.mark.parametrize(
+    ("known", "incoming", "kept"),
+    [
+        # An emoji, then the same by somebody who has its halves apart: what fills the hole wins.
+        ([("😀", 1)], ("a\ufffd\ufffd", 0), "a\ufffd\ufffd"),
+        ([("\ufffd\ufffd", 1)], ("a😀", 0), "a😀"),
+        # Behind the hole too, where it begins earlier; else what was there first.
+        ([("😀x", 5)], ("a\ufffd\ufffd", 4), "    a\ufffd\ufffdx"),
+        ([("a😀", 4)], ("\ufffd\ufffdx", 5), "    a😀x"),
+        ([("a😀", 4)], ("b\ufffd\ufffd", 4), "    a😀"),
+        # The half of an emoji, and all of it: the same, and yet not.
+        ([("\ufffdb", 2)], ("a😀b", 0), "a😀b"),
+        ([("a\ufffd", 1)], ("xa😀b", 0), "xa😀b"),
+        # No hole before it.
+        ([("a😀", 0)], ("a\ufffd\ufffd", 0), "a😀"),
+        ([("a", 0), ("😀", 1)], ("a\ufffd\ufffdx", 0), "a😀x"),
+        # Several pieces.
+        ([("b", 1), ("😀", 3), ("z", 9)], ("abc\ufffd\ufffde", 0), "abc\ufffd\ufffde   z"),
+    ],
+)
+def test_which_copy_is_kept(
+    known: list[tuple[str, int]], incoming: tuple[str, int], kept: str
+) -> None:
+    def written(word: str, clock: int) -> bytes:
+        return update({(1, clock): [item(text(word), origin=(1, clock - 1) if clock else None)]})
+
+    store = filled(*(written(*piece) for piece in known))
+    before = explode(store.encode()).units
+    new = store.add(written(*incoming))
+    units = explode(store.encode()).units
+    raw = kept.encode("utf-16-le")
+    assert {clock: unit.content for (_, clock), unit in units.items()} == {
+        i // 2: raw[i : i + 2] for i in range(0, len(raw), 2) if raw[i : i + 2] != b" \x00"
+    }
+    changed = {id_ for id_, unit in units.items() if before.get(id_) != unit}
+    assert (explode(new).units.keys() if new else set()) >= changed
+    assert store.add(written(*incoming)) is None
+    for piece in known:
+        assert store.add(written(*piece)) is None
 
 
 def test_the_worst_order_costs_no_more_than_a_few_structs() -> None:
@@ -225,23 +267,6 @@ def test_typing_squashes_on_and_on() -> None:
 # ---- cutting
 
 
-def cut(struct: bytes, clock: int, low: int, high: int) -> bytes:
-    """The struct of client 1 at `clock` as it is kept when only low..high of it was missing."""
-    store = filled()
-    length = len(explode(update({(1, clock): [struct]})).units)
-    before = [gc(low - clock)] if low > clock else []
-    after = [gc(clock + length - high)] if high < clock + length else []
-    if before:
-        store.add(update({(1, clock): before}))
-    if after:
-        store.add(update({(1, high): after}))
-    new = store.add(update({(1, clock): [struct]}))
-    assert new is not None
-    prefix = update({(1, low): [b""]})[:-1]
-    assert new.startswith(prefix)
-    return new[len(prefix) : -1]
-
-
 @pytest.mark.parametrize(
     ("struct", "low", "high", "expected"),
     [
@@ -268,7 +293,10 @@ def cut(struct: bytes, clock: int, low: int, high: int) -> bytes:
     ],
 )
 def test_cut(struct: bytes, low: int, high: int, expected: bytes) -> None:
-    assert cut(struct, 10, low, high) == expected
+    parsed = parse_update(update({(1, 10): [struct]}))
+    run = run_of(parsed.data, parsed.sections[0]).cut(1, low, high)
+    assert run.raw == expected
+    assert (run.start, list(run.ends), list(run.offsets)) == (low, [high], [0])
 
 
 def test_a_diff_cuts_the_first_struct() -> None:

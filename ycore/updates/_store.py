@@ -50,7 +50,7 @@ class StructStore:
         """Take in an update and return what of it was new, as an update; None if nothing was.
 
         That is the update itself if all of it was new. Where a struct's id is known already, what
-        is known stays.
+        is known stays (but see `_make_way`).
 
         Raises:
             RemoteProtocolError: the update is malformed; nothing has changed.
@@ -71,6 +71,7 @@ class StructStore:
                 whole.append(section)
             else:
                 run = run_of(parsed.data, section)
+                _make_way(client, runs, run)
                 gaps = _gaps(runs, run.start, run.end)
                 if gaps == [(run.start, run.end)]:
                     _insert(client, runs, run)
@@ -172,6 +173,40 @@ def _gaps(runs: list[Run], start: int, end: int) -> list[Range]:
     first = max(bisect_right(runs, start, key=_run_start) - 1, 0)
     last = bisect_left(runs, end, lo=first, key=_run_start)
     return subtract([(start, end)], [(run.start, run.end) for run in runs[first:last]])
+
+
+def _make_way(client: int, runs: list[Run], run: Run) -> None:
+    """Take from `runs` what is to be replaced by `run`.
+
+    First come, first kept, but for what lies behind a hole: there nothing is part of any document
+    yet, and where updates overlap Yjs keeps what begins earlier (`utils/updates.js`, mergeUpdates;
+    and a document takes what continues it rather than what it has pending). For honest clients
+    that matters only where one copy has a surrogate pair cut in two and the other has not.
+    """
+    clock = i = 0
+    while i < len(runs) and runs[i].start == clock:
+        clock = runs[i].end
+        i += 1
+    while i < len(runs) and runs[i].start < run.end:
+        known = runs[i]
+        end = min(known.end, run.end)
+        if known.start <= run.start or _says_the_same(
+            client, run, known.cut(client, known.start, end)
+        ):
+            i += 1
+        elif known.end > end:
+            runs[i] = known.cut(client, end, known.end)
+        else:
+            del runs[i]
+
+
+def _says_the_same(client: int, run: Run, part: Run) -> bool:
+    """Whether `run` with `part` in it, which lies inside it, is still what it was."""
+    mended = run.cut(client, run.start, part.start)
+    mended.extend(client, part)
+    if part.end < run.end:
+        mended.extend(client, run.cut(client, part.end, run.end))
+    return mended.squashed(client).raw == run.squashed(client).raw
 
 
 def _insert(client: int, runs: list[Run], run: Run) -> None:

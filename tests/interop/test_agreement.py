@@ -1,0 +1,241 @@
+"""The struct store agrees with Yjs on everything Yjs can produce.
+
+Random editing sessions of real Yjs clients are delivered to a `StructStore` in order, shuffled,
+duplicated, merged and with losses. What it makes of them is given to fresh Yjs documents, which
+have to equal what Yjs itself makes of the same deliveries.
+
+A longer run: YCORE_SESSIONS=5000 .venv/bin/pytest tests/interop/test_agreement.py
+One session again: YCORE_SEED=1234 YCORE_SESSIONS=1 ...
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from random import Random
+
+import pytest
+from explode import explode
+from nodejs import require_node
+from oracle import Disagreement, Oracle, View
+
+from ycore.updates import (
+    StructStore,
+    diff_update,
+    encode_state_vector_from_update,
+    merge_updates,
+)
+
+SESSIONS = int(os.environ.get("YCORE_SESSIONS", "200"))
+FIRST_SEED = int(os.environ.get("YCORE_SEED", "1"))
+MAX_FAILURES = 5
+"""A long run goes on until it has so many, for they may have different reasons."""
+
+GC = 0
+"""The kind of a struct whose content and place are forgotten."""
+
+NOTHING = b"\0"
+"""The empty state vector."""
+
+Updates = list[bytes]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Iterator[Oracle]:
+    with Oracle(require_node()) as oracle:
+        yield oracle
+
+
+def shuffled(updates: Updates, random: Random) -> Updates:
+    return random.sample(updates, len(updates))
+
+
+def groups_of(updates: Updates, random: Random) -> list[Updates]:
+    """Cut into groups of neighbours."""
+    groups = []
+    at = 0
+    while at < len(updates):
+        size = random.choice([1, 2, 3, 5, 10, 30])
+        groups.append(updates[at : at + size])
+        at += size
+    return groups
+
+
+def deliveries_of(updates: Updates, random: Random, oracle: Oracle) -> dict[str, Updates]:
+    """The ways in which the updates of one session may arrive."""
+    duplicated = [*updates]
+    for update in random.choices(updates, k=len(updates)):
+        duplicated.insert(random.randrange(len(duplicated) + 1), update)
+    groups = groups_of(shuffled(updates, random), random)
+    merged_by_yjs = oracle.merge(groups)
+    return {
+        "in order": updates,
+        "shuffled": shuffled(updates, random),
+        "duplicated": duplicated,
+        "merged": [
+            random.choice([merge_updates(group), by_yjs])
+            for group, by_yjs in zip(groups, merged_by_yjs, strict=True)
+        ],
+        "with losses": with_losses(updates, random),
+    }
+
+
+def with_losses(updates: Updates, random: Random) -> Updates:
+    """A part of the updates.
+
+    There is one thing that Yjs and we do differently. Where a struct waits for one that is lost,
+    and then comes again as a GC, Yjs takes the GC and goes on; we keep the struct, and wait. What
+    is lost then comes late here instead of never, after which there is no difference any more.
+    """
+    kept = [random.random() < 0.8 for _ in updates]
+    some = [update for update, keep in zip(updates, kept, strict=True) if keep]
+    units = [explode(update).units.items() for update in some]
+    collected = {id_ for update in units for id_, unit in update if unit.kind == GC}
+    if any(id_ in collected and unit.kind != GC for update in units for id_, unit in update):
+        some += [update for update, keep in zip(updates, kept, strict=True) if not keep]
+    return some or updates
+
+
+def examine(oracle: Oracle, deliveries: Updates, random: Random, *, gc: bool) -> list[str]:
+    """Give the deliveries to a store, and compare all that it says with Yjs.
+
+    Returns what the compared documents equal (see `Oracle.check`).
+    """
+    store = StructStore()
+    news = [new for update in deliveries if (new := store.add(update)) is not None]
+    encoded = store.encode()
+    if any(store.add(update) is not None for update in [*deliveries, encoded]):
+        raise Disagreement("an update was new a second time")
+    if store.diff(NOTHING) != encoded:
+        raise Disagreement("the diff for someone who has nothing is not all there is")
+    copy = StructStore()
+    copy.add(encoded)
+    if copy.encode() != encoded:
+        raise Disagreement("a store given an encoded one encodes differently")
+
+    merged = merge_updates(deliveries)
+    views = [View("encode", [encoded]), View("relay", news), View("merge_updates", [merged])]
+    # Someone who has a part of it, or all, asks for the rest.
+    earlier = random.choices(range(1, len(deliveries) + 1), k=3)
+    vectors = oracle.state_vectors(deliveries, earlier)
+    views += [
+        View(f"{name} after {have}", [rest], have)
+        for name, have, rest in [
+            ("diff", earlier[0], store.diff(vectors[0])),
+            ("diff", earlier[1], store.diff(vectors[1])),
+            ("diff_update", earlier[2], diff_update(merged, vectors[2])),
+        ]
+    ]
+    return oracle.check(
+        deliveries,
+        views,
+        [store.encode_state_vector(), encode_state_vector_from_update(encoded)],
+        gc=gc,
+    )
+
+
+def minimised(updates: Updates, fails: Callable[[Updates], bool]) -> Updates:
+    """Leave out whatever is not needed to fail: first halves, then smaller parts."""
+    size = len(updates) // 2
+    while size > 0:
+        at = 0
+        while at < len(updates):
+            fewer = updates[:at] + updates[at + size :]
+            if fewer and fails(fewer):
+                updates = fewer
+            else:
+                at += size
+        size //= 2
+    return updates
+
+
+def explain(oracle: Oracle, deliveries: Updates, seed: int, *, gc: bool) -> str:
+    """What disagrees, with as few updates as it takes."""
+
+    def problem(updates: Updates) -> str:
+        try:
+            examine(oracle, updates, Random(seed), gc=gc)
+        except Exception as error:
+            return str(error) or repr(error)
+        return ""
+
+    fewest = minimised(deliveries, lambda updates: bool(problem(updates)))
+    return "\n".join([problem(fewest), "deliveries:", *(update.hex() for update in fewest)])
+
+
+def test_store_agrees_with_yjs(oracle: Oracle, capsys: pytest.CaptureFixture[str]) -> None:
+    counts: Counter[str] = Counter()
+    classes: Counter[str] = Counter()
+    failures: list[str] = []
+    sessions = 0
+    for seed in range(FIRST_SEED, FIRST_SEED + SESSIONS):
+        random = Random(seed)
+        session = oracle.session(seed)
+        sessions += 1
+        classes.update(session.classes)
+        if not session.updates:
+            continue
+        gc = random.random() < 0.8
+        for name, deliveries in deliveries_of(session.updates, random, oracle).items():
+            try:
+                counts.update(examine(oracle, deliveries, Random(seed), gc=gc))
+            except Exception as error:
+                failures.append(
+                    f"YCORE_SEED={seed}, {name}, gc={gc}, {session.classes}: "
+                    f"{type(error).__name__}\n{explain(oracle, deliveries, seed, gc=gc)}"
+                )
+        if len(failures) >= MAX_FAILURES:
+            break
+    with capsys.disabled():
+        print(
+            f"\n{sessions} sessions, {counts.total()} documents compared with Yjs's of the same "
+            f"deliveries: {counts['doc']} equal; only equal if Yjs merged them first: "
+            f"{counts['merged']}, made the same diff: {counts['diffed']}, was told to retry what "
+            f"it held back: {counts['retried']}. {len(failures)} failures.",
+            f"Sessions by class: {dict(sorted(classes.items()))}",
+            sep="\n",
+        )
+    assert not failures, "\n\n".join(failures)
+
+
+INSERT = bytes.fromhex("01010100040101740361626300")  # client 1: "abc" into the text "t"
+DELETE = bytes.fromhex("000101010001")  # its "a"
+PENDING = bytes.fromhex("01010200840101" + "017800")  # client 2: "x", after "b"
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "wrong"),
+    [
+        pytest.param([INSERT, DELETE], [INSERT], id="delete lost"),
+        pytest.param([DELETE], [], id="pending delete lost"),
+        pytest.param([INSERT, PENDING], [INSERT], id="struct lost"),
+        pytest.param([PENDING], [], id="pending struct lost"),
+        pytest.param([INSERT], [INSERT, DELETE], id="delete invented"),
+        pytest.param([INSERT], [INSERT.replace(b"abc", b"abd")], id="other content"),
+        pytest.param(
+            [INSERT, PENDING],
+            [INSERT, bytes.fromhex("010102004401010178" + "00")],
+            id="other place",
+        ),
+    ],
+)
+def test_oracle_notices(oracle: Oracle, deliveries: Updates, wrong: Updates) -> None:
+    assert oracle.check(deliveries, [View("right", deliveries)]) == ["doc"]
+    with pytest.raises(Disagreement, match="wrong"):
+        oracle.check(deliveries, [View("wrong", wrong)])
+
+
+def test_oracle_notices_a_state_vector(oracle: Oracle) -> None:
+    assert oracle.check([INSERT], [], [bytes.fromhex("010103")]) == []
+    with pytest.raises(Disagreement, match="the state vector"):
+        oracle.check([INSERT], [], [bytes.fromhex("010102")])
+
+
+def test_sessions_are_reproducible(oracle: Oracle) -> None:
+    """Whatever the process made before: a failure's seed has to bring it back alone."""
+    seeds = range(20)
+    sessions = [oracle.session(seed) for seed in seeds]
+    assert [oracle.session(seed) for seed in reversed(seeds)] == sessions[::-1]
+    with Oracle(require_node()) as fresh:
+        assert fresh.session(19) == sessions[19]
