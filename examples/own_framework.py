@@ -1,8 +1,9 @@
 # ycore's core under a WebSocket library of your choice: here `websockets`, in memory.
 import asyncio
+from contextlib import suppress
 from time import monotonic
 
-from websockets.asyncio.server import ServerConnection, broadcast, serve
+from websockets import ConnectionClosed, ServerConnection, broadcast, serve
 
 from ycore import Close, Effect, Room, Send
 
@@ -23,11 +24,10 @@ async def connected(websocket: ServerConnection) -> None:
     member, effects = room.join(now=monotonic())
     member.link = websocket
     carry_out(effects)
-    try:
-        async for frame in websocket:
+    with suppress(ConnectionClosed):
+        while frame := await websocket.recv(decode=False):
             carry_out(room.receive(member, frame, now=monotonic()))
-    finally:
-        carry_out(room.leave(member, now=monotonic()))
+    carry_out(room.leave(member, now=monotonic()))
 
 
 async def main() -> None:
