@@ -53,6 +53,7 @@ __all__ = [
     "Load",
     "Member",
     "Persist",
+    "Probe",
     "Room",
     "Send",
     "Settings",
@@ -147,6 +148,17 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Find out whether the member's connection is still alive, and if it is not, let it leave.
+
+    Somebody else says that it is this member: perhaps its client, back on a new connection after
+    the network broke, which stays invisible for as long as the old one seems to be there.
+    """
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
 class CustomMessage:
     """A message of a type registered in `Settings.custom_types`: the application's business."""
 
@@ -173,7 +185,7 @@ class Unload:
     generation: int
 
 
-Effect: TypeAlias = Persist | Send | Close | CustomMessage | Load | Unload
+Effect: TypeAlias = Persist | Send | Close | Probe | CustomMessage | Load | Unload
 
 
 # ---- the room
@@ -502,7 +514,10 @@ class Room:
             client, clock, state = entry
             is_new = client not in member._clocks
             was_gone = self.awareness.gone_since(client) is not None
+            owner = self._owners.get(client)
             if not self._vouch(member, entry):
+                if state is not None and owner is not None and not member._clocks:
+                    effects.append(Probe(owner))
                 continue
             known = self.awareness.clock(client)
             if state is None:

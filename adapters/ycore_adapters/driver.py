@@ -37,6 +37,7 @@ from ycore import (
     Load,
     Member,
     Persist,
+    Probe,
     RemoteProtocolError,
     Room,
     Send,
@@ -81,6 +82,10 @@ class Connection(ABC):
     @abstractmethod
     def close(self, code: CloseCode, reason: str) -> None:
         """Close in order: behind what was sent. Nothing will be sent after."""
+
+    @abstractmethod
+    def probe(self) -> None:
+        """Find out whether the peer is alive; if it is not, the transport calls `Driver.leave`."""
 
     @abstractmethod
     def flush(self) -> None:
@@ -309,6 +314,10 @@ class Driver:
             if connection is not None:
                 effect.member.link = None
                 connection.close(effect.code, effect.reason)
+        elif isinstance(effect, Probe):
+            connection = effect.member.link
+            if connection is not None:
+                connection.probe()
         elif isinstance(effect, CustomMessage) and self._on_custom is not None:
             try:
                 self._on_custom(effect)

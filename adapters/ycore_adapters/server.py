@@ -50,8 +50,8 @@ class ServerSettings:
     ping_interval: float = 20.0
     """A peer from which nothing came for so long is sent a WebSocket ping."""
 
-    ping_timeout: float = 20.0
-    """How long after that it is given up as dead."""
+    ping_timeout: float = 10.0
+    """How long after that it is given up as dead, if still nothing came."""
 
     close_timeout: float = 5.0
     """How long a peer may take to answer our close frame, or to close after an HTTP answer."""
@@ -144,7 +144,8 @@ class _Socket(Connection):
         self.member: Member | None = None
         self.since = self.heard = time.monotonic()
         """When it was accepted, or began to close; and when it was last heard of."""
-        self.pinged = False
+        self.pinged: float | None = None
+        """When it was sent a ping; None if it was heard of since."""
         self._outbox: list[bytes | memoryview] = []
         self._dirty = False
         self._writing = False
@@ -160,6 +161,12 @@ class _Socket(Connection):
     def close(self, code: CloseCode, reason: str) -> None:
         self.peer.close(code, reason)
         self.put_output()
+
+    def probe(self) -> None:
+        if self.pinged is None:
+            self.pinged = time.monotonic()
+            self.peer.ping()
+            self.put_output()
 
     def flush(self) -> None:
         self._dirty = False
@@ -251,13 +258,11 @@ class _Socket(Connection):
                 self.peer.time_out()
                 self.put_output()
         elif state is PeerState.OPEN:
-            silent = now - self.heard
-            if silent >= settings.ping_interval + settings.ping_timeout:
+            if self.pinged is None:
+                if now >= self.heard + settings.ping_interval:
+                    self.probe()
+            elif now >= self.pinged + settings.ping_timeout:
                 self.abort()
-            elif silent >= settings.ping_interval and not self.pinged:
-                self.pinged = True
-                self.peer.ping()
-                self.put_output()
         elif now >= self.since + settings.close_timeout:
             self.abort()
 
@@ -364,7 +369,7 @@ class Server:
             except BlockingIOError:
                 continue
             sock.heard = time.monotonic()
-            sock.pinged = False
+            sock.pinged = None
             for event in peer.receive(data):
                 if isinstance(event, Request):
                     await self._answer(sock, event)

@@ -9,7 +9,15 @@ import ycore
 
 PUBLIC = {
     *("Awareness", "AwarenessEntry", "Close", "CloseCode", "CustomMessage", "Effect", "Hub"),
-    *("Load", "LocalProtocolError", "Member", "Persist", "ProtocolError", "RemoteProtocolError"),
+    *(
+        "Load",
+        "LocalProtocolError",
+        "Member",
+        "Persist",
+        "Probe",
+        "ProtocolError",
+        "RemoteProtocolError",
+    ),
     *("Room", "Send", "Settings", "State", "StructStore", "Unload", "check_update"),
     *("diff_update", "encode_state_vector_from_update", "merge_updates"),
 }

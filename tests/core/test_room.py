@@ -15,6 +15,7 @@ from ycore import (
     LocalProtocolError,
     Member,
     Persist,
+    Probe,
     RemoteProtocolError,
     Room,
     Send,
@@ -223,8 +224,12 @@ def test_one_may_hide_and_show_itself_again(room: Room) -> None:
 def test_nobody_speaks_for_anothers_id(room: Room) -> None:
     one, two = enter(room), enter(room)
     appear(room, one, 7)
-    for forged in [(7, 2, None), (7, 9, '"forged"'), (7, 9, None)]:
-        assert room.receive(two, show(forged), now=0) == []
+    for forged, effects in [
+        ((7, 2, None), []),
+        ((7, 9, '"forged"'), [Probe(one)]),
+        ((7, 9, None), []),
+    ]:
+        assert room.receive(two, show(forged), now=0) == effects
     appear(room, two, 8)
     assert room.receive(two, show((7, 9, '"forged"')), now=0) == []
     assert room.awareness.states == {7: "{}", 8: "{}"}
@@ -232,6 +237,23 @@ def test_nobody_speaks_for_anothers_id(room: Room) -> None:
     assert plain(room.receive(one, show((7, 3, '"new"')), now=0)) == [
         ("send", ("awareness", (7, 3, '"new"')), [two])
     ]
+
+
+def test_whose_id_another_claims_is_probed(room: Room) -> None:
+    """Its client may be back on a new connection, and this one dead."""
+    dead, watcher = enter(room), enter(room)
+    appear(room, dead, 7)
+    appear(room, watcher, 8)
+    back = enter(room, now=1)
+    assert room.receive(back, show((7, 2, "{}")), now=1) == [Probe(dead)]
+    assert room.receive(watcher, show((7, 2, "{}")), now=1) == []  # an echo
+    assert ("send", ("awareness", (7, 2, None)), [watcher, back]) in plain(room.leave(dead, now=5))
+    # On hearing that it is gone a client counts up and says that it is not.
+    assert plain(room.receive(back, show((7, 3, "{}")), now=5))[0] == (
+        "send",
+        ("awareness", (7, 4, "{}")),
+        [watcher],
+    )
 
 
 def test_echoes_of_others_change_nothing(room: Room) -> None:
