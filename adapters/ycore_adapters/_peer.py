@@ -36,9 +36,6 @@ from ycore import CloseCode
 MAX_REQUEST_BYTES: Final = 16 * 1024
 """How long a request line with its headers may be. Tokens in cookies and queries fit."""
 
-_MAX_REASON_BYTES: Final = 123
-"""What a close frame has room for beside the code (RFC 6455 section 5.5)."""
-
 
 class PeerState(Enum):
     REQUEST = "request"
@@ -94,8 +91,8 @@ class Peer:
         self._ws: wsproto.WSConnection | None = None
         self._subprotocols: list[str] = []
         self._wants_body = True
-        self._parts: list[bytes] = []
-        self._parts_bytes = 0
+        self._message = bytearray()
+        """What has come of a message in fragments."""
         self._output: list[bytes] = []
 
     @property
@@ -112,6 +109,7 @@ class Peer:
         """Take in bytes from the socket; b"" is its end."""
         if not data:
             self.state = PeerState.DONE
+        if self.state is PeerState.DONE:
             return []
         if self.state is PeerState.REQUEST:
             return self._receive_http(data)
@@ -134,8 +132,18 @@ class Peer:
         path, _, query = event.target.decode("ascii").partition("?")
         headers = tuple(event.headers)
         self._wants_body = event.method != b"HEAD"
+        # h11's own limit only holds for what comes in pieces.
+        if len(event.target) + sum(len(a) + len(b) + 4 for a, b in headers) > MAX_REQUEST_BYTES:
+            self._answer(431, "the request is too long")
+            return []
         if not any(name == b"upgrade" and b"websocket" in value.lower() for name, value in headers):
             self._answer_plain(event.method, path)
+            return []
+        if event.method != b"GET":
+            self._answer(405, "only GET", [(b"Allow", b"GET, HEAD")])
+            return []
+        if event.http_version < b"1.1":
+            self._answer(400, "a WebSocket needs HTTP/1.1")
             return []
         room = self._room_of(path)
         if room is None:
@@ -204,7 +212,7 @@ class Peer:
         assert self._ws is not None
         assert self._http is not None
         # Browsers fail the connection if none of the subprotocols they offer is selected.
-        subprotocol = self._subprotocols[0] if self._subprotocols else None
+        subprotocol = next(filter(None, self._subprotocols), None)
         self._output.append(self._ws.send(AcceptConnection(subprotocol=subprotocol)))
         self.state = PeerState.OPEN
         early, _ = self._http.trailing_data
@@ -234,15 +242,13 @@ class Peer:
             if self.state is not PeerState.OPEN:
                 continue
             if isinstance(event, BytesMessage):
-                self._parts.append(bytes(event.data))
-                self._parts_bytes += len(event.data)
-                if self._parts_bytes > self._max_message_bytes:
+                self._message += event.data
+                if len(self._message) > self._max_message_bytes:
                     limit = f"a message is at most {self._max_message_bytes} bytes"
                     self.close(CloseCode.MESSAGE_TOO_BIG, limit)
                 elif event.message_finished:
-                    messages.append(Message(b"".join(self._parts)))
-                    self._parts = []
-                    self._parts_bytes = 0
+                    messages.append(Message(bytes(self._message)))
+                    self._message = bytearray()
             elif isinstance(event, TextMessage):
                 self.close(CloseCode.UNSUPPORTED_DATA, "binary messages only")
             elif isinstance(event, Ping):
@@ -255,8 +261,7 @@ class Peer:
             self._output.append(self._ws.send(event.response()))
         elif self._ws.state is ConnectionState.OPEN:
             # A protocol error: wsproto says how to close, and leaves it to us.
-            reason = (event.reason or "")[:_MAX_REASON_BYTES]
-            self._output.append(self._ws.send(CloseConnection(code=event.code, reason=reason)))
+            self._output.append(self._ws.send(CloseConnection(event.code, event.reason)))
             self._ws = None
             self.state = PeerState.CLOSING
             return
@@ -266,9 +271,8 @@ class Peer:
         """Send our close frame. The peer's answer makes it DONE."""
         if self.state is PeerState.OPEN:
             assert self._ws is not None
-            short = reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
-            self._output.append(self._ws.send(CloseConnection(code=code, reason=short)))
-            self._parts = []
+            self._output.append(self._ws.send(CloseConnection(code, reason)))
+            self._message = bytearray()
             self.state = PeerState.CLOSING
 
     def ping(self) -> None:

@@ -122,7 +122,7 @@ async def _serve(
         driver = await stack.enter_async_context(Driver(store))
         server = Server(driver, listeners, settings=settings)
         tasks = await stack.enter_async_context(anyio.create_task_group())
-        tasks.start_soon(_stop_on_signal, server)
+        await tasks.start(_stop_on_signal, server)
         urls = ", ".join(_url(listener, settings.prefix) for listener in listeners)
         click.echo(f"ycore serving on {urls}, storing in {where}")
         await server.serve()
@@ -135,8 +135,11 @@ async def _listen(host: str, port: int, unix: Path | None, backlog: int) -> Sequ
     return await listen_tcp(host, port, backlog=backlog)
 
 
-async def _stop_on_signal(server: Server) -> None:
+async def _stop_on_signal(
+    server: Server, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for _ in signals:
             server.stop()
 

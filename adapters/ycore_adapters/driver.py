@@ -19,7 +19,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -256,13 +256,14 @@ class Driver:
     async def _load(self, room: Room) -> None:
         pause = self.clock() + _LOAD_SLICE
         try:
-            async for update in self._store.load(room.name):
-                if room.state is not State.LOADING:
-                    return  # closed meanwhile
-                room.load(update)
-                if self.clock() > pause:
-                    await lowlevel.checkpoint()
-                    pause = self.clock() + _LOAD_SLICE
+            async with aclosing(self._store.load(room.name)) as updates:
+                async for update in updates:
+                    if room.state is not State.LOADING:
+                        return  # closed meanwhile
+                    room.load(update)
+                    if self.clock() > pause:
+                        await lowlevel.checkpoint()
+                        pause = self.clock() + _LOAD_SLICE
         except RoomNotFound:
             pass  # a new room
         except RemoteProtocolError as exc:
@@ -287,7 +288,7 @@ class Driver:
         )
         try:
             await self._store.release(room.name)
-        except StoreError as release_exc:
+        except Exception as release_exc:
             logger.error("release failed room=%r error=%r", room.name, str(release_exc))
         closes = [effect for effect in work.effects if isinstance(effect, Close)]
         work.effects.clear()

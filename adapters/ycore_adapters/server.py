@@ -78,14 +78,24 @@ async def listen_tcp(host: str, port: int, *, backlog: int = 1024) -> list[socke
     """
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     listeners: list[socket.socket] = []
+    failed: OSError | None = None
     try:
         for family, address in dict.fromkeys((info[0], info[4]) for info in found):
             if family not in (socket.AF_INET, socket.AF_INET6):
                 continue
             chosen = (address[0], port or (listeners[0].getsockname()[1] if listeners else 0))
-            listener = socket.create_server(chosen, family=family, backlog=backlog)
+            try:
+                listener = socket.create_server(chosen, family=family, backlog=backlog)
+            except OSError as exc:
+                # A name such as localhost may have an address of a family that is switched off.
+                if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                failed = exc
+                continue
             listener.setblocking(False)
             listeners.append(listener)
+        if not listeners and failed is not None:
+            raise failed
     except BaseException:
         for listener in listeners:
             listener.close()
@@ -100,7 +110,9 @@ async def listen_unix(path: str | os.PathLike[str], *, backlog: int = 1024) -> s
         OSError: somebody does, it is no socket, the directory is not there, ...
     """
     path = os.fspath(path)
-    if Path(path).is_socket():
+    if Path(path).exists() and not Path(path).is_socket():
+        raise OSError(errno.EEXIST, "there is something else of that name", path)
+    if Path(path).exists():
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
                 probe.connect(path)
@@ -142,10 +154,15 @@ class _Socket(Connection):
             prefix=server.settings.prefix, max_message_bytes=server.settings.max_message_bytes
         )
         self.member: Member | None = None
+        self.request: Request | None = None
+        """What it asked for: an application finds the query and the headers here, at
+        `member.link.request`."""
         self.since = self.heard = time.monotonic()
         """When it was accepted, or began to close; and when it was last heard of."""
         self.pinged: float | None = None
         """When it was sent a ping; None if it was heard of since."""
+        self.busy = False
+        """Whether it is not read just now, since what it sent before has to wait."""
         self._outbox: list[bytes | memoryview] = []
         self._dirty = False
         self._writing = False
@@ -177,7 +194,7 @@ class _Socket(Connection):
         except OSError:
             self.abort()
             return
-        if full:
+        if full and not self._writing:  # a resume may have got here first
             self._writing = True
             self.server.tasks.start_soon(self._write_rest)
 
@@ -258,7 +275,9 @@ class _Socket(Connection):
                 self.peer.time_out()
                 self.put_output()
         elif state is PeerState.OPEN:
-            if self.pinged is None:
+            if self.busy:
+                pass
+            elif self.pinged is None:
                 if now >= self.heard + settings.ping_interval:
                     self.probe()
             elif now >= self.pinged + settings.ping_timeout:
@@ -318,8 +337,8 @@ class Server:
         if scope.cancelled_caught:
             logger.error("shutdown: the store did not finish in time")
         for sock in tuple(self._sockets):
-            if sock.member is None:
-                sock.abort()  # still in its handshake
+            if sock.member is None or scope.cancelled_caught:
+                sock.abort()  # still in its handshake; or what it waits for won't come
         if self._sockets:
             with anyio.move_on_after(self.settings.shutdown_timeout):
                 await self._all_gone.wait()
@@ -382,6 +401,7 @@ class Server:
         if self._stopping:
             sock.peer.refuse(503, "the server is shutting down")
             return
+        sock.request = request
         early = sock.peer.accept()
         sock.put_output()
         sock.member = self.driver.join(request.room, sock)
@@ -390,7 +410,10 @@ class Server:
 
     async def _take(self, sock: _Socket, event: Event) -> None:
         if isinstance(event, Message) and sock.member is not None:
+            sock.busy = True
             await self.driver.receive(sock.member, event.data)
+            sock.busy = False
+            sock.heard = time.monotonic()
 
     async def _sweep(self) -> None:
         while True:

@@ -139,9 +139,7 @@ def test_a_hole_is_filled_by_what_overlaps_both_its_ends() -> None:
         update({(1, 0): [item(text("ab"))]}), update({(1, 5): [item(text("fg"), origin=(1, 4))]})
     )
     new = store.add(update({(1, 1): [item(text("bcdefgh"), origin=(1, 0))]}))
-    assert new == update(
-        {(1, 2): [item(text("cde"), origin=(1, 1)), skip(2), item(text("h"), origin=(1, 6))]}
-    )
+    assert new == update({(1, 2): [item(text("cdefgh"), origin=(1, 1))]})
     assert (
         explode(store.encode()).units == explode(update({(1, 0): [item(text("abcdefgh"))]})).units
     )
@@ -419,7 +417,8 @@ def test_agrees_with_the_model(history: tuple[dict[Id, Unit], list[bytes]]) -> N
         added = store.add(data)
         assert knew == (added is None) == (not news and not new_deletes)
         if added is not None:
-            assert explode(added).units.keys() == news
+            # Behind a hole it may tell again what was known there; see `_make_way`.
+            assert news <= explode(added).units.keys() <= exploded.units.keys()
             assert explode(added).deletes == new_deletes
             relayed.add(added)
         units |= exploded.units

@@ -147,7 +147,8 @@ const retried = doc => {
  * - "doc" if it equals the document that got all deliveries,
  * - "merged" if it equals the one that got Y.mergeUpdates of them,
  * - "diffed" if it equals the one that got the first `have`, and then Yjs's own diff of the merged,
- * - "retried" if it equals one of these after both were retried.
+ * - "retried" if it equals one of these after both were retried, but perhaps for format marks that
+ *   show nowhere.
  * Rarely these differ among themselves, for cleaning up formats and splitting surrogate pairs depend
  * on what comes in which transaction.
  */
@@ -175,7 +176,9 @@ const check = ({ deliveries, views, stateVectors, gc = true }) => {
     if (differing(got, ofMerged).length === 0) return 'merged'
     if (differing(got, describe(make.diffed(have))).length === 0) return 'diffed'
     const gotRetried = describe(retried(doc))
-    const agrees = reference => differing(gotRetried, describe(retried(reference(have)))).length === 0
+    // Which format marks Yjs cleans up depends on its transactions, which are others then.
+    const agrees = reference => differing(gotRetried, describe(retried(reference(have))))
+      .every(aspect => aspect === 'delete set' || aspect === 'origins')
     return Object.values(make).some(agrees) ? 'retried' : null
   }
   const as = []

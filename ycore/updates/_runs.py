@@ -215,14 +215,6 @@ class Run:
             i += 1
         return out
 
-    def squashed(self, client: int) -> Run:
-        """The same in as few structs as can be."""
-        out = Run(self.start)
-        for i, offset in enumerate(self.offsets):
-            stop = self.offsets[i + 1] if i + 1 < len(self.offsets) else len(self.raw)
-            out.append(client, self.raw, self.ends[i : i + 1], array("Q", [offset]), stop)
-        return out
-
     def chunks_from(self, client: int, low: int) -> tuple[int, list[bytes | memoryview]]:
         """The bytes of the structs from clock `low` on, and how many structs they are.
 

@@ -187,26 +187,19 @@ def _make_way(client: int, runs: list[Run], run: Run) -> None:
     while i < len(runs) and runs[i].start == clock:
         clock = runs[i].end
         i += 1
+    begins_later = False
     while i < len(runs) and runs[i].start < run.end:
         known = runs[i]
-        end = min(known.end, run.end)
-        if known.start <= run.start or _says_the_same(
-            client, run, known.cut(client, known.start, end)
-        ):
+        if known.start != clock:  # else it only continues the one before
+            begins_later = known.start > run.start
+        clock = known.end
+        if not begins_later:
             i += 1
-        elif known.end > end:
-            runs[i] = known.cut(client, end, known.end)
+        elif known.end > run.end:
+            runs[i] = known.cut(client, run.end, known.end)
+            i += 1
         else:
             del runs[i]
-
-
-def _says_the_same(client: int, run: Run, part: Run) -> bool:
-    """Whether `run` with `part` in it, which lies inside it, is still what it was."""
-    mended = run.cut(client, run.start, part.start)
-    mended.extend(client, part)
-    if part.end < run.end:
-        mended.extend(client, run.cut(client, part.end, run.end))
-    return mended.squashed(client).raw == run.squashed(client).raw
 
 
 def _insert(client: int, runs: list[Run], run: Run) -> None:

@@ -6,7 +6,7 @@ A store keeps, for each room, a sequence of updates. Merged in any order they ar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -56,8 +56,8 @@ class Store(ABC):
         return None
 
     @abstractmethod
-    def load(self, room: str) -> AsyncIterator[bytes]:
-        """The updates of a room, oldest first.
+    def load(self, room: str) -> AsyncGenerator[bytes, None]:
+        """The updates of a room, oldest first. Close it if you stop early (`aclosing`).
 
         Raises:
             RoomNotFound, RoomCorrupt, StoreUnavailable: before the first update or after some.

@@ -37,6 +37,9 @@ _HEADER: Final = Struct("<8sHII")
 _HEAD: Final = Struct("<IBQI")
 _CRC: Final = Struct("<I")
 _HEAD_SIZE: Final = _HEAD.size + _CRC.size
+_KIND_AT: Final = 4
+"""Where in a record its kind is."""
+_SCAN_BYTES: Final = 64 * 1024
 MAX_NAME: Final = 2**14
 """How many characters a room's name may have. An HTTP request could hardly carry more."""
 
@@ -102,6 +105,8 @@ def decode_header(data: Buffer) -> tuple[str, int, int]:
     if length > _MAX_NAME_BYTES:
         raise Damaged(0, "broken header")
     if size < end + _CRC.size:
+        if _whole_record_after(data, _HEADER.size, salt):  # then the length is what is broken
+            raise Damaged(0, "broken header")
         raise TornTail(0, "incomplete header")
     if crc32(data[:end]) != _CRC.unpack(data[end : end + _CRC.size])[0]:
         raise Damaged(0, "broken header")
@@ -129,7 +134,7 @@ def decode_records(data: Buffer, start: int, salt: int) -> Iterator[Record]:
             raise TornTail(pos, "incomplete record")
         payload = data[begin:end]
         if crc32(payload, salt) != payload_crc:
-            if end < size:
+            if _whole_record_after(data, pos, salt):
                 raise Damaged(pos, "broken record")
             raise TornTail(pos, "incomplete record")
         if kind != UPDATE:
@@ -149,11 +154,19 @@ def _decode_head(data: Buffer, pos: int, salt: int) -> tuple[int, int, int, int]
 
 
 def _whole_record_after(data: Buffer, pos: int, salt: int) -> bool:
-    """Whether a whole record begins anywhere behind `pos`. Reads every byte once or twice."""
-    for at in range(pos + 1, len(data) - _HEAD_SIZE + 1):
-        head = _decode_head(data, at, salt)
-        if head is not None:
-            payload = data[at + _HEAD_SIZE : at + _HEAD_SIZE + head[0]]
-            if len(payload) == head[0] and crc32(payload, salt) == head[3]:
-                return True
+    """Whether a whole record begins anywhere behind `pos`.
+
+    Looks for the kind alone first: tails are long, and often mostly zeros.
+    """
+    for start in range(pos + 1, len(data), _SCAN_BYTES):
+        chunk = data[start : start + _SCAN_BYTES + _KIND_AT + 1]
+        found = chunk.find(UPDATE, _KIND_AT)
+        while found >= 0:
+            at = start + found - _KIND_AT
+            head = _decode_head(data, at, salt)
+            if head is not None:
+                payload = data[at + _HEAD_SIZE : at + _HEAD_SIZE + head[0]]
+                if len(payload) == head[0] and crc32(payload, salt) == head[3]:
+                    return True
+            found = chunk.find(UPDATE, found + 1)
     return False

@@ -35,4 +35,7 @@ def room_name(file: str) -> str | None:
         return ""
     if "~" in file:
         return None
-    return unquote_to_bytes(file).decode("utf-8", "surrogatepass")
+    try:
+        return unquote_to_bytes(file).decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return None  # no name of ours

@@ -18,7 +18,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 Fsync: TypeAlias = Literal["always", "everysec", "never"]
 
 _SUFFIX: Final = ".ylog"
+_SYNC_EVERY: Final = 1.0
+"""Seconds between syncs under `everysec`."""
 _INLINE_BYTES: Final = 256 * 1024
 """A write of up to so much goes to the page cache at once; a larger one is worth a thread."""
 _READ_BYTES: Final = 1024 * 1024
@@ -97,7 +99,14 @@ class _Log:
         self._size: int | None = None
         """How much of the file is whole records (and the header): 0 if there is no file yet, None
         while that is not known. Whatever is behind it gets overwritten."""
+        self._untidy = False
+        """Whether a write failed, and what it left behind `_size` could not be taken back."""
         self._fd: int | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether `append` can go on where the file ends, or has to read it first."""
+        return self._size is not None
 
     def read(self) -> Generator[bytes, None, None]:
         """The updates in the file. At its end, cuts off a torn tail."""
@@ -153,6 +162,9 @@ class _Log:
                 self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o640)
             at = self._size
             try:
+                if self._untidy:
+                    os.ftruncate(self._fd, self._size)
+                    self._untidy = False
                 view = memoryview(b"".join((head, *records)))
                 while view:
                     written = os.pwrite(self._fd, view, at)
@@ -163,11 +175,22 @@ class _Log:
                     if head:
                         _sync_directory(self.path.parent)
             except OSError:
-                with suppress(OSError):
-                    os.ftruncate(self._fd, self._size)
+                self._take_back()
                 raise
         self._size = at
         self.dirty = self.dirty or not sync
+
+    def _take_back(self) -> None:
+        """Remove what a failed write has left; if that fails too, the next one does it."""
+        self._untidy = True
+        with suppress(OSError):
+            if self._size:
+                os.ftruncate(self._fd or -1, self._size)
+            else:
+                self.path.unlink()
+                os.close(self._fd or -1)
+                self._fd = None
+            self._untidy = False
 
     def sync(self) -> None:
         """Make durable what was written."""
@@ -184,10 +207,13 @@ class _Log:
                 raise
 
     def close(self) -> None:
-        self._size = None
         if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+            if self._untidy:
+                self._take_back()
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None
+        self._size = None
 
 
 def _sync_directory(path: Path) -> None:
@@ -222,6 +248,7 @@ class FileStore(Store):
         self.directory = Path(directory)
         self.fsync: Fsync = fsync
         self._logs: dict[str, _Log] = {}
+        self._is_open = False
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -242,6 +269,7 @@ class FileStore(Store):
                 stack.callback(tasks.cancel_scope.cancel)
                 tasks.start_soon(self._sync_every_second)
             self._stack = stack.pop_all()
+        self._is_open = True
         return self
 
     async def __aexit__(
@@ -252,7 +280,7 @@ class FileStore(Store):
     ) -> None:
         await self._stack.__aexit__(exc_type, exc, traceback)
 
-    async def load(self, room: str) -> AsyncIterator[bytes]:
+    async def load(self, room: str) -> AsyncGenerator[bytes, None]:
         updates = self._log(room).read()
         try:
             while batch := await to_thread.run_sync(_take, updates, _READ_BYTES):
@@ -264,19 +292,21 @@ class FileStore(Store):
     async def append(self, room: str, updates: Sequence[bytes]) -> None:
         log = self._log(room)
         sync = self.fsync == "always"
-        if sync or sum(map(len, updates)) > _INLINE_BYTES:
+        if sync or not log.is_read or sum(map(len, updates)) > _INLINE_BYTES:
             await to_thread.run_sync(partial(log.append, updates, sync=sync))
         else:
             log.append(updates, sync=False)
 
     async def replace(self, room: str, update: bytes) -> None:
+        path = self._path(room)
         await self.release(room)
-        beside = _Log(room, self._path(room).with_suffix(".new"))
-        await to_thread.run_sync(self._replace, beside, self._path(room), update)
+        beside = _Log(room, path.with_suffix(".new"))
+        await to_thread.run_sync(self._replace, beside, path, update)
 
     @staticmethod
     def _replace(beside: _Log, path: Path, update: bytes) -> None:
-        beside.path.unlink(missing_ok=True)
+        with _translated(f"can't replace {path}"):
+            beside.path.unlink(missing_ok=True)
         try:
             beside.append([update], sync=True)
             with _translated(f"can't replace {path}"):
@@ -286,12 +316,14 @@ class FileStore(Store):
             beside.close()
 
     async def delete(self, room: str) -> None:
+        path = self._path(room)
         await self.release(room)
-        with _translated(f"can't delete {self._path(room)}"):
+        with _translated(f"can't delete {path}"):
             try:
-                self._path(room).unlink()
+                path.unlink()
             except FileNotFoundError:
-                raise RoomNotFound(f"there is no {self._path(room)}") from None
+                raise RoomNotFound(f"there is no {path}") from None
+            path.with_suffix(".torn").unlink(missing_ok=True)
             await to_thread.run_sync(_sync_directory, self.directory)
 
     async def rooms(self) -> AsyncIterator[str]:
@@ -306,7 +338,8 @@ class FileStore(Store):
                     room = decode_header(head)[0]
                 except (Damaged, TornTail):
                     continue
-            yield room
+            if self._path(room) == path:
+                yield room
 
     async def release(self, room: str) -> None:
         log = self._logs.pop(room, None)
@@ -319,19 +352,21 @@ class FileStore(Store):
                     log.close()
 
     def _path(self, room: str) -> Path:
+        if not self._is_open:
+            raise StoreUnavailable(f"the store in {self.directory} is closed")
+        if len(room) > MAX_NAME:
+            raise StoreUnavailable(f"the room name {room[:20]!r}... is too long for a file")
         return self.directory / (file_name(room) + _SUFFIX)
 
     def _log(self, room: str) -> _Log:
         log = self._logs.get(room)
         if log is None:
-            if len(room) > MAX_NAME:
-                raise StoreUnavailable(f"the room name {room[:20]!r}... is too long for a file")
             log = self._logs[room] = _Log(room, self._path(room))
         return log
 
     async def _sync_every_second(self) -> None:
         while True:
-            await anyio.sleep(1)
+            await anyio.sleep(_SYNC_EVERY)
             for room_log in [log for log in self._logs.values() if log.dirty]:
                 async with room_log.in_use:
                     try:
@@ -340,6 +375,7 @@ class FileStore(Store):
                         logger.error("sync failed room=%r error=%r", room_log.room, str(exc))
 
     async def _close(self) -> None:
+        self._is_open = False
         with anyio.CancelScope(shield=True):
             for room in tuple(self._logs):
                 try:

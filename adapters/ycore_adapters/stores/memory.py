@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from . import RoomNotFound, Store
 
@@ -11,7 +11,7 @@ class MemoryStore(Store):
     def __init__(self) -> None:
         self._rooms: dict[str, list[bytes]] = {}
 
-    async def load(self, room: str) -> AsyncIterator[bytes]:
+    async def load(self, room: str) -> AsyncGenerator[bytes, None]:
         if room not in self._rooms:
             raise RoomNotFound(f"no room {room!r} in memory")
         for update in tuple(self._rooms[room]):

@@ -1,0 +1,255 @@
+"""`ycore serve` as a process: what it prints, how it ends, and how it says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+DEADLINE = 20
+Start: TypeAlias = Callable[..., "subprocess.Popen[str]"]
+
+
+def command(*args: str | Path) -> list[str]:
+    return [sys.executable, "-m", "ycore_adapters.cli", *map(str, args)]
+
+
+def run(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*args), capture_output=True, text=True, timeout=DEADLINE, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a server, which is killed at the end if it still runs."""
+    with ExitStack() as stack:
+
+        def start(*args: str | Path, program: Sequence[str] = ()) -> subprocess.Popen[str]:
+            pipe = subprocess.PIPE
+            process = stack.enter_context(
+                subprocess.Popen(
+                    program or command("serve", *args), stdout=pipe, stderr=pipe, text=True
+                )
+            )
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+# ---- serving
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_where_it_serves_and_stops_on_a_signal(
+    start: Start, data: Path, backend: str, how: signal.Signals
+) -> None:
+    """One line, nothing else, and exit code 0."""
+    process = start("--port", "0", "--data", data, "--backend", backend)
+    line = first_line(process)
+    found = re.fullmatch(
+        r"ycore serving on ws://127\.0\.0\.1:(\d+), storing in (.*) \(fsync everysec\)\n", line
+    )
+    assert found, line
+    assert found[2] == str(data)
+    assert data.is_dir()
+    with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/health", timeout=DEADLINE) as answer:
+        assert answer.read() == b"ok\n"
+    process.send_signal(how)
+    assert process.communicate(timeout=DEADLINE) == ("", "")
+    assert process.returncode == 0
+
+
+_SIGNAL_AT_ONCE = """
+import click, os, signal, sys
+from ycore_adapters import cli
+
+echo = click.echo
+
+def echo_and_signal(message):
+    echo(message)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+click.echo = echo_and_signal
+cli.main(["serve", "--memory", "--port", "0", "--backend", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_signal_may_come_as_soon_as_it_says_that_it_serves(start: Start, backend: str) -> None:
+    process = start(program=[sys.executable, "-c", _SIGNAL_AT_ONCE, backend])
+    out, err = process.communicate(timeout=DEADLINE)
+    assert out.startswith("ycore serving on ")
+    assert (process.returncode, err) == (0, "")
+
+
+def test_memory_only(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    process = start("--port", "0", "--memory", "--prefix", "/yjs/")
+    line = first_line(process)
+    assert re.fullmatch(
+        r"ycore serving on ws://127\.0\.0\.1:\d+/yjs, storing in memory only\n", line
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_unix_socket(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    process = start("--unix", path, "--memory")
+    assert first_line(process) == f"ycore serving on ws+unix:{path}, storing in memory only\n"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(DEADLINE)
+        client.connect(str(path))
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
+    process.terminate()
+    assert process.communicate(timeout=DEADLINE) == ("", "")
+    assert process.returncode == 0
+    assert not path.exists()
+
+
+def test_options_may_come_from_the_environment(
+    start: Start, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YCORE_PORT", "0")
+    monkeypatch.setenv("YCORE_DATA", str(data))
+    monkeypatch.setenv("YCORE_FSYNC", "never")
+    line = first_line(start())
+    assert line.endswith(f"storing in {data} (fsync never)\n")
+
+
+# ---- what can be wrong
+
+
+def check_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """It failed, and said why in one line."""
+    assert done.returncode == 1, done
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.endswith("\n")
+    assert done.stderr.count("\n") == 1
+    for part in parts:
+        assert part in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_port_in_use(data: Path, backend: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = run("serve", "--port", port, "--data", data, "--backend", backend)
+    check_one_line(done, f"can't listen on 127.0.0.1:{port}", "in use by another process")
+    assert not data.exists()
+
+
+def test_a_host_that_is_not_ours(data: Path) -> None:
+    done = run("serve", "--host", "192.0.2.1", "--port", "0", "--data", data)
+    check_one_line(done, "can't listen on 192.0.2.1:0")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_directory_of_another_process(start: Start, data: Path, backend: str) -> None:
+    first_line(start("--port", "0", "--data", data))
+    done = run("serve", "--port", "0", "--data", data, "--backend", backend)
+    check_one_line(done, str(data), "in use by another process")
+
+
+def test_a_directory_that_is_a_file(data: Path) -> None:
+    data.write_text("precious")
+    check_one_line(run("serve", "--port", "0", "--data", data), str(data))
+    assert data.read_text() == "precious"
+
+
+def test_a_directory_that_is_not_writable(data: Path) -> None:
+    data.mkdir()
+    done = run_unprivileged("serve", "--port", "0", "--backend", "asyncio", "--data", data)
+    check_one_line(done, str(data), "Permission denied")
+    assert list(data.iterdir()) == []
+
+
+_WITHOUT_PRIVILEGES = """
+import os, sys
+import anyio
+from ycore_adapters import cli
+
+os.chmod(sys.argv[-1], 0o555)
+if os.geteuid() == 0:  # whom no mode keeps from writing
+    anyio.run(anyio.getaddrinfo, "127.0.0.1", 0)  # import what nobody may have no right to read
+    os.setuid(65534)
+cli.main(sys.argv[1:])
+"""
+
+
+def run_unprivileged(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run it, as nobody if we are root, with the last argument a directory without permission."""
+    program = [sys.executable, "-c", _WITHOUT_PRIVILEGES, *map(str, args)]
+    return subprocess.run(program, capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
+def test_a_socket_path_that_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("precious")
+    check_one_line(run("serve", "--unix", path, "--memory"), f"can't listen on {path}")
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--prefix", "yjs"), "--prefix"),
+        (("--prefix", "/yjs"), "begin and end with a slash"),
+        (("--port", "70000"), "--port"),
+        (("--fsync", "sometimes"), "--fsync"),
+        (("--backend", "twisted"), "--backend"),
+        (("--colour", "blue"), "--colour"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_options_that_make_no_sense(args: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    done = run("serve", *args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_option() -> None:
+    done = run("serve", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for option in (
+        *("--host", "--port", "--unix", "--data", "--memory", "--fsync", "--prefix"),
+        *("--backend", "--log-level"),
+    ):
+        assert option in done.stdout
+    assert "127.0.0.1" in done.stdout
+    assert "serve" in run("--help").stdout
+    assert re.search(r"\d+\.\d+", run("--version").stdout)
+
+
+def test_the_command_is_installed() -> None:
+    path = Path(sys.executable).with_name("ycore")
+    done = subprocess.run([path, "--help"], capture_output=True, timeout=DEADLINE, check=False)
+    assert done.returncode == 0
+    assert os.access(path, os.X_OK)

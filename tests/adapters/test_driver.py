@@ -1,0 +1,715 @@
+"""The driver: nothing is shown that is not stored, and whatever fails costs one room at most."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+from typing import TypeAlias
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+from scripted import ScriptedStore
+from ycore_adapters.driver import Connection, Driver, DriverSettings
+from ycore_adapters.stores import RoomCorrupt, StoreUnavailable
+from yupdates import ASK_ALL, EMPTY_ROOM, NOTHING, edit, here, insert
+
+from ycore import CloseCode, CustomMessage, Member, Settings, State, StructStore
+from ycore.messages import AwarenessUpdate, Message, SyncStep1, SyncStep2, Update, decode
+
+pytestmark = pytest.mark.anyio
+
+KEEPALIVE = AwarenessUpdate(b"\x00").encode()
+FAILURES = [
+    StoreUnavailable("the disk is full"),
+    RuntimeError("a bug in the store"),
+    OSError(5, "Input/output error"),
+]
+
+
+class Client(Connection):
+    """A member's connection, which records what it gets."""
+
+    def __init__(self, driver: Driver, room: str = "r", *, read_only: bool = False) -> None:
+        self.driver = driver
+        self.sent: list[bytes] = []
+        self.closed: tuple[CloseCode, str] | None = None
+        self.flushes = self.probes = 0
+        self._dirty = False
+        self.full = False
+        """Whether its socket takes nothing at the moment."""
+        self.member: Member = driver.join(room, self, read_only=read_only)
+
+    def send(self, frame: bytes) -> None:
+        assert self.closed is None
+        self.sent.append(frame)
+        self.waiting += len(frame)
+        if not self._dirty:
+            self._dirty = True
+            self.driver.flush_soon(self)
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        assert self.closed is None
+        self.closed = (code, reason)
+
+    def probe(self) -> None:
+        self.probes += 1
+
+    def flush(self) -> None:
+        self.flushes += 1
+        self._dirty = False
+        if not self.full:
+            self.waiting = 0
+            self.driver.drained(self.member)
+
+    # -- what a client does
+
+    async def say(self, *frames: bytes) -> None:
+        for frame in frames:
+            with anyio.fail_after(10):
+                await self.driver.receive(self.member, frame)
+
+    async def sync(self) -> None:
+        """Get level with the server, and forget that."""
+        await self.say(ASK_ALL, NOTHING)
+        await settle()
+        self.sent.clear()
+
+    def heard(self) -> list[Message]:
+        return [message for frame in self.sent for message in decode(frame)]
+
+    def document(self) -> bytes:
+        """All the updates it got, in one."""
+        store = StructStore()
+        for message in self.heard():
+            if isinstance(message, SyncStep2 | Update):
+                store.add(message.update)
+        return store.encode()
+
+
+def merged(*updates: bytes) -> bytes:
+    store = StructStore()
+    for update in updates:
+        store.add(update)
+    return store.encode()
+
+
+async def settle() -> None:
+    """Until nothing more can happen by itself."""
+    await anyio.wait_all_tasks_blocked()
+
+
+class Clock:
+    """Time that passes when the test says so, for the driver and for anyio.sleep."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self._passed = anyio.Event()
+        monkeypatch.setattr(anyio, "sleep", self._sleep)
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def _sleep(self, delay: float) -> None:
+        until = self.now + delay
+        while self.now < until:
+            await self._passed.wait()
+        await checkpoint()
+
+    async def advance(self, seconds: float) -> None:
+        await settle()
+        self.now += seconds
+        passed, self._passed = self._passed, anyio.Event()
+        passed.set()
+        await settle()
+
+
+@pytest.fixture
+def clock(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+# ---- storing and sending
+
+
+async def test_an_update_is_shown_to_others_when_it_is_stored() -> None:
+    store = ScriptedStore()
+    async with Driver(store) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.sync()
+        await b.sync()
+        store.hold("append")
+        await a.say(edit(1, 0))
+        await store.called("append")
+        await settle()
+        assert b.sent == []
+        store.let_go("append")
+        await settle()
+        assert b.sent == [edit(1, 0)]
+        assert a.sent == []
+        assert store.rooms_kept == {"r": [insert(1, 0)]}
+
+
+async def test_nor_is_it_shown_to_who_joins_or_asks_before_it_is_stored() -> None:
+    store = ScriptedStore()
+    async with Driver(store) as driver:
+        a = Client(driver)
+        await a.sync()
+        store.hold("append")
+        await a.say(edit(1, 0))
+        await store.called("append")
+        b = Client(driver)
+        await b.say(ASK_ALL)
+        await settle()
+        assert b.sent == []
+        store.let_go("append")
+        await settle()
+        assert b.document() == insert(1, 0)
+
+
+async def test_updates_that_come_while_one_is_stored_are_stored_together() -> None:
+    store = ScriptedStore()
+    async with Driver(store) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.sync()
+        await b.sync()
+        store.hold("append")
+        await a.say(edit(1, 0))
+        await store.called("append")
+        await a.say(edit(1, 1), here(1), edit(1, 2))
+        await b.say(edit(2, 0))
+        store.let_go("append")
+        await settle()
+        assert store.batches == [[insert(1, 0)], [insert(1, 1), insert(1, 2), insert(2, 0)]]
+        updates = [frame for frame in b.sent if frame[0] == 0]
+        assert updates == [edit(1, 0), edit(1, 1), edit(1, 2)]
+        assert [frame for frame in a.sent if frame[0] == 0] == [edit(2, 0)]
+
+
+async def test_rooms_do_not_wait_for_each_other() -> None:
+    store = ScriptedStore()
+    async with Driver(store) as driver:
+        a, b = Client(driver, "slow"), Client(driver, "fast")
+        c = Client(driver, "fast")
+        for client in (a, b, c):
+            await client.sync()
+        store.hold("append")
+        await a.say(edit(1, 0))
+        await store.called("append")
+        store._held.clear()  # from now on
+        await b.say(edit(2, 0))
+        await settle()
+        assert c.sent == [edit(2, 0)]
+
+
+async def test_what_comes_in_one_turn_is_flushed_once() -> None:
+    async with Driver(ScriptedStore()) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.sync()
+        await b.sync()
+        b.flushes = 0
+        await a.say(here(1), here(2), here(3))
+        assert b.flushes == 0
+        await settle()
+        assert len(b.sent) == 3
+        assert b.flushes == 1
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda exc: type(exc).__name__)
+async def test_what_could_not_be_stored_is_shown_to_nobody(
+    failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The members go, and come back to what is stored. Other rooms notice nothing."""
+    store = ScriptedStore(r=[insert(9, 0)])
+    async with Driver(store) as driver:
+        a, b, other = Client(driver), Client(driver), Client(driver, "other")
+        for client in (a, b, other):
+            await client.sync()
+        store.hold("append")
+        store.fails["append"] = failure
+        await a.say(edit(1, 0))
+        await store.called("append")
+        await b.say(edit(2, 0), here(2))
+        store.let_go("append")
+        await settle()
+        assert a.sent == b.sent == []
+        for client in (a, b):
+            assert client.closed == (1013, "the document's store failed, try again later")
+        assert other.closed is None
+        [record] = caplog.records
+        assert record.levelno == logging.ERROR
+        assert str(failure.args[-1]) in caplog.text
+        assert ("Traceback" in caplog.text) == (not isinstance(failure, StoreUnavailable))
+        del store.fails["append"]
+        store.calls.clear()
+        again = Client(driver)
+        await again.say(ASK_ALL, edit(3, 0))
+        await settle()
+        assert store.calls == [("load", "r"), ("append", "r")]
+        assert again.document() == insert(9, 0)
+        assert store.rooms_kept["r"] == [insert(9, 0), insert(3, 0)]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda exc: type(exc).__name__)
+async def test_a_store_that_fails_at_everything_costs_its_rooms_their_members_only(
+    failure: Exception,
+) -> None:
+    store = ScriptedStore()
+    async with Driver(store) as driver:
+        a = Client(driver)
+        await a.sync()
+        store.fails = dict.fromkeys(("append", "release", "load"), failure)
+        await a.say(edit(1, 0))
+        await settle()
+        assert a.closed is not None
+        b = Client(driver)
+        await settle()
+        assert b.closed is not None
+        store.fails.clear()
+        c = Client(driver)
+        await settle()
+        assert c.sent == [EMPTY_ROOM]
+
+
+async def test_who_was_already_sent_away_hears_so_though_the_store_fails() -> None:
+    """Its close waits in the queue, behind the update that can't be stored."""
+    store = ScriptedStore()
+    async with Driver(store) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.sync()
+        await b.sync()
+        store.hold("append")
+        store.fails["append"] = StoreUnavailable("full")
+        await a.say(edit(1, 0))
+        await store.called("append")
+        await b.say(b"\xff")
+        store.let_go("append")
+        await settle()
+        assert a.closed is not None
+        assert b.closed is not None
+        assert b.closed[0] in (1007, 1013)
+
+
+# ---- loading
+
+
+async def test_a_room_is_loaded_once_for_all_who_come_meanwhile() -> None:
+    store = ScriptedStore(r=[insert(1, 0), insert(1, 1)])
+    async with Driver(store) as driver:
+        store.hold("load")
+        clients = [Client(driver) for _ in range(3)]
+        await store.called("load")
+        clients += [Client(driver) for _ in range(3)]
+        await settle()
+        assert [client.sent for client in clients] == [[]] * 6
+        store.let_go("load")
+        await settle()
+        assert store.calls == [("load", "r")]
+        greeting = SyncStep1(b"\x01\x01\x02").encode()
+        assert [client.sent for client in clients] == [[greeting]] * 6
+
+
+async def test_a_room_of_many_updates_lets_others_have_their_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns: list[None] = []
+    times = iter(range(1_000_000))
+    store = ScriptedStore(r=[insert(1, clock) for clock in range(100)])
+    async with Driver(store, clock=lambda: float(next(times))) as driver:
+        async with anyio.create_task_group() as tasks:
+
+            async def other() -> None:
+                while True:
+                    await checkpoint()
+                    turns.append(None)
+
+            tasks.start_soon(other)
+            client = Client(driver)
+            with anyio.fail_after(10):
+                while not client.sent:
+                    await checkpoint()
+            tasks.cancel_scope.cancel()
+        assert len(turns) > 50  # a turn for each update, when each takes a second
+
+
+@pytest.mark.parametrize(
+    "failure", [RoomCorrupt("r.ylog: broken record"), *FAILURES], ids=lambda exc: type(exc).__name__
+)
+async def test_a_failed_load_refuses_all_and_stores_nothing(
+    failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ScriptedStore(r=[insert(1, 0)])
+    async with Driver(store) as driver, anyio.create_task_group() as tasks:
+        store.hold("load")
+        store.fails["load"] = failure
+        a, b = Client(driver), Client(driver)
+        await store.called("load")
+        tasks.start_soon(a.say, edit(2, 0))
+        await settle()
+        store.let_go("load")
+        await settle()
+        for client in (a, b):
+            assert client.sent == []
+            assert client.closed == (1013, "the document's store failed, try again later")
+        assert [record.levelno for record in caplog.records] == [logging.ERROR]
+        assert store.batches == []
+        store.fails.clear()
+        c = Client(driver)
+        await c.say(ASK_ALL)
+        await settle()
+        assert c.document() == insert(1, 0)
+
+
+async def test_a_stored_update_that_is_malformed_is_a_failed_load(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = ScriptedStore(r=[insert(1, 0), b"\xff", insert(1, 1)])
+    async with Driver(store) as driver:
+        a = Client(driver)
+        await settle()
+        assert a.closed is not None
+        assert a.closed[0] == 1013
+        assert "malformed" in caplog.text
+        assert store.batches == []
+    gc.collect()  # trio warns of an iteration over `load` that was left open
+
+
+async def test_frames_that_come_while_a_room_loads_are_kept_and_answered() -> None:
+    """And its members are read no further meanwhile."""
+    store = ScriptedStore(r=[insert(1, 0)])
+    async with Driver(store) as driver, anyio.create_task_group() as tasks:
+        store.hold("load")
+        a, b = Client(driver), Client(driver)
+        done: list[str] = []
+
+        async def say(client: Client, *frames: bytes) -> None:
+            await client.say(*frames)
+            done.append("")
+
+        tasks.start_soon(say, a, ASK_ALL)
+        tasks.start_soon(say, b, edit(2, 0))
+        await store.called("load")
+        await settle()
+        assert done == []
+        store.let_go("load")
+        await settle()
+        assert len(done) == 2
+        assert store.batches == [[insert(2, 0)]]
+        heard = a.heard()
+        assert isinstance(heard[0], SyncStep1)
+        assert a.document() == merged(insert(1, 0), insert(2, 0))
+
+
+async def test_members_are_read_no_further_while_too_much_waits_for_the_store() -> None:
+    store = ScriptedStore()
+    async with Driver(store, limits=DriverSettings(max_backlog_bytes=100)) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.sync()
+        await b.sync()
+        async with anyio.create_task_group() as tasks:
+            store.hold("append")
+            await a.say(edit(1, 0, bytes(80)))
+            await store.called("append")
+            tasks.start_soon(a.say, edit(1, 1, bytes(80)), edit(1, 2))
+            await settle()
+            tasks.start_soon(b.say, here(2), edit(2, 0))
+            await settle()
+            assert driver.hub.rooms["r"].store.state_vector() == {1: 2}
+            store.let_go("append")
+        await settle()
+        assert driver.hub.rooms["r"].store.state_vector() == {1: 3, 2: 1}
+        assert len(store.rooms_kept["r"]) == 4
+
+
+# ---- unloading
+
+
+async def test_an_idle_room_is_let_go_of(clock: Clock) -> None:
+    store = ScriptedStore()
+    async with Driver(store, settings=Settings(idle_timeout=5), clock=clock) as driver:
+        a = Client(driver)
+        await a.say(edit(1, 0))
+        await settle()
+        driver.leave(a.member)
+        await clock.advance(4.9)
+        assert "r" in driver.hub.rooms
+        await clock.advance(1.2)
+        assert dict(driver.hub.rooms) == {}
+        assert store.calls[-1] == ("release", "r")
+        b = Client(driver)
+        await b.say(ASK_ALL)
+        await settle()
+        assert b.document() == insert(1, 0)
+
+
+async def test_an_unload_that_meets_a_join_is_abandoned(clock: Clock) -> None:
+    store = ScriptedStore()
+    async with Driver(store, settings=Settings(idle_timeout=5), clock=clock) as driver:
+        a = Client(driver)
+        await a.say(edit(1, 0))
+        await settle()
+        driver.leave(a.member)
+        room = driver.hub.rooms["r"]
+        store.hold("release")
+        await clock.advance(6)
+        await store.called("release")
+        b = Client(driver)
+        await b.say(ASK_ALL, edit(2, 0))
+        await settle()
+        assert b.sent == []  # it waits its turn
+        store.let_go("release")
+        await settle()
+        assert driver.hub.rooms["r"] is room
+        assert b.document() == insert(1, 0)
+        assert store.rooms_kept["r"] == [insert(1, 0), insert(2, 0)]
+        driver.leave(b.member)
+        await clock.advance(6)
+        assert dict(driver.hub.rooms) == {}
+        assert [call for call, _ in store.calls].count("load") == 1
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda exc: type(exc).__name__)
+async def test_a_room_whose_release_fails_is_loaded_afresh(
+    failure: Exception, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ScriptedStore()
+    async with Driver(store, settings=Settings(idle_timeout=5), clock=clock) as driver:
+        a = Client(driver)
+        await a.say(edit(1, 0))
+        await settle()
+        driver.leave(a.member)
+        store.fails["release"] = failure
+        await clock.advance(6)
+        assert dict(driver.hub.rooms) == {}
+        assert {record.levelno for record in caplog.records} == {logging.ERROR}
+        b = Client(driver)
+        await b.say(ASK_ALL)
+        await settle()
+        assert b.document() == insert(1, 0)
+
+
+# ---- slow members
+
+
+LIMITS = DriverSettings(max_outbox_bytes=1000)
+
+
+async def test_a_member_that_takes_nothing_is_sent_no_more_and_brought_level_later() -> None:
+    async with Driver(ScriptedStore(), limits=LIMITS) as driver:
+        a, slow, other = Client(driver), Client(driver), Client(driver)
+        for client in (a, slow, other):
+            await client.sync()
+        slow.full = True
+        for clock in range(20):
+            await a.say(edit(1, clock, bytes(300)))
+            with anyio.fail_after(10):
+                while len(other.sent) <= clock or other.waiting:
+                    await checkpoint()  # a turn of the loop, or a few, for each
+        assert len(slow.sent) == 4  # the last of them was too much
+        assert slow.waiting < 1000 + 400
+        assert len(other.sent) == 20
+        await a.say(here(1))
+        await settle()
+        assert len(slow.sent) == 4
+        slow.full = False
+        slow.flush()
+        await settle()
+        heard = slow.heard()
+        assert [type(message) for message in heard[4:]] == [SyncStep2, AwarenessUpdate]
+        assert slow.document() == driver.hub.rooms["r"].store.encode()
+        assert isinstance(heard[4], SyncStep2)
+        assert len(heard[4].update) < 17 * 320  # only what it lacks
+        await a.say(edit(1, 20))
+        await settle()
+        assert slow.sent[-1] == edit(1, 20)
+
+
+async def test_a_member_is_not_slow_for_what_comes_in_one_turn() -> None:
+    async with Driver(ScriptedStore(), limits=LIMITS) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.sync()
+        await b.sync()
+        await a.say(*(edit(1, clock, bytes(300)) for clock in range(20)))
+        await settle()
+        assert b.sent == [edit(1, clock, bytes(300)) for clock in range(20)]
+
+
+async def test_a_single_large_frame_is_not_too_much() -> None:
+    """However large the document is, a member with an empty outbox gets it."""
+    async with Driver(ScriptedStore(), limits=LIMITS) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.sync()
+        await b.sync()
+        b.full = True
+        await a.say(edit(1, 0, bytes(5000)))
+        await settle()
+        await a.say(here(1))  # and now it is
+        await settle()
+        assert b.sent[0] == edit(1, 0, bytes(5000))
+        assert len(b.sent) == 2
+        await a.say(edit(1, 1))
+        await settle()
+        assert len(b.sent) == 2
+
+
+async def test_a_member_too_slow_for_too_long_is_closed(clock: Clock) -> None:
+    settings = Settings(stall_timeout=7)
+    store = ScriptedStore()
+    async with Driver(store, settings=settings, limits=LIMITS, clock=clock) as driver:
+        a, slow = Client(driver), Client(driver)
+        await a.sync()
+        await slow.sync()
+        await slow.say(here(2))
+        slow.full = True
+        for i in range(10):
+            await a.say(edit(1, i, bytes(300)))
+        await settle()
+        sent = len(slow.sent)
+        await clock.advance(6.9)
+        assert slow.closed is None
+        await clock.advance(1.2)
+        assert slow.closed == (1013, "too slow for 7 s")
+        assert len(slow.sent) == sent
+        assert any(frame[0] == 1 and b"null" in frame for frame in a.sent)  # it is gone for a
+        assert a.closed is None
+
+
+# ---- probes, time, custom messages
+
+
+async def test_who_is_asked_for_by_another_is_probed() -> None:
+    """Perhaps it is dead, and the other is its client come back."""
+    async with Driver(ScriptedStore()) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.say(here(7))
+        await b.say(here(7))
+        await settle()
+        assert (a.probes, b.probes) == (1, 0)
+        driver.leave(a.member)
+        await b.say(here(8))
+        await settle()
+        assert (a.probes, b.probes) == (1, 0)
+
+
+async def test_members_get_keepalives(clock: Clock) -> None:
+    async with Driver(ScriptedStore(), settings=Settings(keepalive=3), clock=clock) as driver:
+        a = Client(driver)
+        await a.sync()
+        for _ in range(3):
+            assert a.sent == []
+            await clock.advance(3.1)
+            assert a.sent == [KEEPALIVE]
+            a.sent.clear()
+
+
+async def test_custom_messages_reach_the_application_and_its_errors_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    got: list[tuple[Member, int, bytes]] = []
+
+    def on_custom(message: CustomMessage) -> None:
+        got.append((message.member, message.type, message.payload))
+        if message.payload == b"bad":
+            raise RuntimeError("the application's bug")
+
+    settings = Settings(custom_types=frozenset({100}))
+    async with Driver(ScriptedStore(), settings=settings, on_custom=on_custom) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.sync()
+        await b.sync()
+        await a.say(b"\x64good", b"\x64bad", b"\x65other", b"\x64good", edit(1, 0))
+        await settle()
+        assert [(type_, payload) for _, type_, payload in got] == [
+            (100, b"good"),
+            (100, b"bad"),
+            (100, b"good"),
+        ]
+        assert {member for member, _, _ in got} == {a.member}
+        assert "the application's bug" in caplog.text
+        assert b.sent == [edit(1, 0)]
+        assert a.closed is None
+
+
+# ---- going down
+
+
+Harm: TypeAlias = Callable[[ScriptedStore], None]
+
+
+def _nothing(store: ScriptedStore) -> None:
+    pass
+
+
+def _full(store: ScriptedStore) -> None:
+    store.fails["append"] = StoreUnavailable("full")
+
+
+@pytest.mark.parametrize(
+    ("harm", "stored", "codes"),
+    [(_nothing, [insert(1, 0), insert(1, 1)], {1001}), (_full, [], {1001, 1013})],
+    ids=["stored", "store fails"],
+)
+async def test_draining_stores_what_was_accepted_then_sends_everyone_away(
+    harm: Harm, stored: list[bytes], codes: set[int]
+) -> None:
+    store = ScriptedStore()
+    async with Driver(store) as driver, anyio.create_task_group() as tasks:
+        a, b, idle = Client(driver), Client(driver), Client(driver, "idle")
+        for client in (a, b, idle):
+            await client.sync()
+        store.hold("append")
+        harm(store)
+        await a.say(edit(1, 0))
+        await store.called("append")
+        await a.say(edit(1, 1))
+        drained = anyio.Event()
+
+        async def drain() -> None:
+            await driver.drain()
+            drained.set()
+
+        tasks.start_soon(drain)
+        await settle()
+        assert not drained.is_set()
+        assert a.closed is None
+        assert b.closed is None
+        store.let_go("append")
+        await settle()
+        for client in (a, b):
+            assert client.closed is not None
+            assert client.closed[0] in codes
+        assert drained.is_set()
+        assert idle.closed == (1001, "the server is shutting down")
+        assert store.rooms_kept.get("r", []) == stored
+        assert b.sent == ([edit(1, 0), edit(1, 1)] if stored else [])
+        assert dict(driver.hub.rooms) == {}
+
+
+async def test_draining_while_a_room_loads_stores_nothing_of_it() -> None:
+    store = ScriptedStore(r=[insert(1, 0)])
+    async with Driver(store) as driver, anyio.create_task_group() as tasks:
+        store.hold("load")
+        a = Client(driver)
+        room = a.member.room
+        await store.called("load")
+        tasks.start_soon(a.say, edit(2, 0))
+        await settle()
+        tasks.start_soon(driver.drain)
+        await settle()
+        store.let_go("load")
+        await settle()
+        assert room.state is State.CLOSED
+        assert a.sent == []
+        assert a.closed == (1001, "the server is shutting down")
+        assert store.batches == []
+    gc.collect()  # trio warns of an iteration over `load` that was left open
+
+
+async def test_leaving_the_driver_ends_its_tasks_whatever_the_store_does() -> None:
+    store = ScriptedStore()
+    with anyio.fail_after(10):
+        async with Driver(store) as driver:
+            store.hold("load")
+            Client(driver)
+            await store.called("load")

@@ -1,0 +1,191 @@
+"""The log format: what was written is read, what was not never is, and bad bytes are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from zlib import crc32
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ycore_adapters.stores._log import (
+    HEADER_SIZE,
+    MAGIC,
+    MAX_NAME,
+    Damaged,
+    LogError,
+    Record,
+    TornTail,
+    decode_header,
+    decode_records,
+    encode_header,
+    encode_record,
+)
+
+SALT = 0xC0FFEE42
+OTHER_SALT = 0x0DDBA115
+NAME = "räume/1"
+PAYLOADS = (b"first", b"", b"third, a longer one", b"last")
+HEADER = encode_header(NAME, SALT)
+RECORDS = [encode_record(payload, time=1_000, salt=SALT) for payload in PAYLOADS]
+LOG = HEADER + b"".join(RECORDS)
+BOUNDS = [len(HEADER)]
+for _record in RECORDS:
+    BOUNDS.append(BOUNDS[-1] + len(_record))
+"""Where the records begin; the last one is the end of the log."""
+
+
+def read(data: bytes) -> tuple[list[bytes], LogError | None]:
+    """The payloads of a log, and what was wrong behind them."""
+    payloads: list[bytes] = []
+    try:
+        _, salt, start = decode_header(data)
+        for record in decode_records(data, start, salt):
+            payloads.append(record.payload)
+    except LogError as exc:
+        return payloads, exc
+    return payloads, None
+
+
+def told(error: LogError | None) -> tuple[type[LogError], int] | None:
+    return None if error is None else (type(error), error.offset)
+
+
+@given(
+    name=st.text(st.characters(), max_size=40),
+    salt=st.integers(0, 2**32 - 1),
+    written=st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 2**64 - 1)), max_size=5),
+)
+def test_a_log_is_read_as_it_was_written(
+    name: str, salt: int, written: list[tuple[bytes, int]]
+) -> None:
+    log = encode_header(name, salt)
+    begin = len(log)
+    records = []
+    for payload, time in written:
+        log += encode_record(payload, time=time, salt=salt)
+        records.append(Record(1, time, payload, len(log)))
+    assert decode_header(log) == (name, salt, begin)
+    assert list(decode_records(log, begin, salt)) == records
+
+
+@pytest.mark.parametrize("char", ["a", "é", "€", "😀", "\ud800", "\x00"])
+def test_the_longest_name_fits(char: str) -> None:
+    name = char * MAX_NAME
+    header = encode_header(name, SALT)
+    assert len(header) <= HEADER_SIZE
+    assert decode_header(header) == (name, SALT, len(header))
+
+
+def test_every_prefix_gives_its_whole_records_and_is_torn_unless_it_ends_with_one() -> None:
+    for size in range(len(LOG) + 1):
+        payloads, error = read(LOG[:size])
+        whole = sum(size >= end for end in BOUNDS[1:])
+        assert payloads == list(PAYLOADS[:whole]), size
+        if size in BOUNDS:
+            assert error is None, size
+        else:
+            last = max((bound for bound in BOUNDS if bound <= size), default=0)
+            assert told(error) == (TornTail, last), size
+
+
+# Where something is in the log, and what must be said if a bit of it flips.
+FLIPS: dict[str, tuple[int, int, type[LogError], int | None]] = {
+    # The offset None: some byte of the header.
+    "magic": (0, 8, Damaged, None),
+    "version": (8, 10, Damaged, None),
+    "salt": (10, 14, Damaged, None),
+    "name length": (14, 18, Damaged, None),
+    "name": (18, len(HEADER) - 4, Damaged, None),
+    "header crc": (len(HEADER) - 4, len(HEADER), Damaged, None),
+    "first record": (BOUNDS[0], BOUNDS[1], Damaged, BOUNDS[0]),
+    "empty record": (BOUNDS[1], BOUNDS[2], Damaged, BOUNDS[1]),
+    "third record": (BOUNDS[2], BOUNDS[3], Damaged, BOUNDS[2]),
+    "last record": (BOUNDS[3], BOUNDS[4], TornTail, BOUNDS[3]),
+}
+
+
+@pytest.mark.parametrize(("begin", "end", "error", "offset"), FLIPS.values(), ids=FLIPS)
+def test_a_flipped_bit_never_gives_a_wrong_record(
+    begin: int, end: int, error: type[LogError], offset: int | None
+) -> None:
+    """The records before it are given, and it is damage, unless it is in the last record."""
+    before = [
+        payload for payload, bound in zip(PAYLOADS, BOUNDS[1:], strict=True) if bound <= begin
+    ]
+    for at in range(begin, end):
+        for bit in range(8):
+            broken = bytearray(LOG)
+            broken[at] ^= 1 << bit
+            payloads, found = read(bytes(broken))
+            assert payloads == before, (at, bit)
+            assert type(found) is error, (at, bit, found)
+            assert found.offset == offset or (offset is None and found.offset < len(HEADER))
+
+
+@pytest.mark.parametrize("zeros", [1, 4, 20, 21, 22, 4096])
+def test_a_tail_of_zeros_is_torn(zeros: int) -> None:
+    """As file systems leave it that had made a file longer, but not written it yet."""
+    assert read(LOG + bytes(zeros))[0] == list(PAYLOADS)
+    assert told(read(LOG + bytes(zeros))[1]) == (TornTail, len(LOG))
+
+
+@pytest.mark.parametrize("records", [1, 2, 3])
+def test_a_write_of_several_records_of_which_the_rest_is_zeros_is_torn(records: int) -> None:
+    """One append wrote them all, and the power went: no whole record is behind the broken one."""
+    first = len(RECORDS) - records
+    for cut in range(BOUNDS[first], len(LOG)):
+        zeroed = LOG[:cut] + bytes(len(LOG) - cut)
+        if zeroed == LOG:
+            continue
+        # Zeros may be what was there: torn is the first record that really differs.
+        hit = next(b for b, end in pairwise(BOUNDS) if zeroed[b:end] != LOG[b:end])
+        assert told(read(zeroed)[1]) == (TornTail, hit), cut
+
+
+@pytest.mark.parametrize(
+    ("salt", "error"), [(OTHER_SALT, TornTail), (SALT, Damaged)], ids=["other file", "this file"]
+)
+def test_a_payload_does_not_pass_for_a_record(salt: int, error: type[LogError]) -> None:
+    """A payload with a record of another file in it is no whole record behind a broken one."""
+    payload = b"..." + encode_record(b"evil", time=1, salt=salt) + b"..."
+    log = LOG + encode_record(payload, time=1_000, salt=SALT)
+    broken = bytearray(log)
+    broken[len(LOG)] ^= 1
+    assert told(read(bytes(broken))[1]) == (error, len(LOG))
+
+
+def _reseal(header: bytes) -> bytes:
+    return header[:-4] + crc32(header[:-4]).to_bytes(4, "little")
+
+
+NO_LOGS: dict[str, tuple[bytes, type[LogError]]] = {
+    "empty": (b"", TornTail),
+    "other file": (b"SQLite format 3\x00" + bytes(100), Damaged),
+    "short other file": (b"yc!", Damaged),
+    "zeros": (bytes(100), Damaged),
+    "later version": (_reseal(MAGIC + b"\x02\x00" + HEADER[10:]) + RECORDS[0], Damaged),
+    "huge name": (_reseal(HEADER[:14] + b"\xff\xff\xff\xff" + HEADER[18:]), Damaged),
+}
+
+
+@pytest.mark.parametrize(("data", "error"), NO_LOGS.values(), ids=NO_LOGS)
+def test_what_is_no_log_of_this_version_is_damaged(data: bytes, error: type[LogError]) -> None:
+    payloads, found = read(data)
+    assert payloads == []
+    assert type(found) is error
+
+
+def test_a_record_of_a_later_kind_is_not_skipped() -> None:
+    """Nor taken for an update: what is behind it can't be the whole document."""
+    log = LOG + encode_record(b"?", time=1, salt=SALT, kind=2) + RECORDS[0]
+    payloads, error = read(log)
+    assert payloads == list(PAYLOADS)
+    assert told(error) == (Damaged, len(LOG))
+
+
+@given(st.binary(max_size=80), st.sampled_from([bytes, lambda data: HEADER + data]))
+def test_any_bytes_are_a_log_or_a_log_error(data: bytes, wrap: Callable[[bytes], bytes]) -> None:
+    payloads, _ = read(wrap(data))
+    assert payloads == []

@@ -1,0 +1,502 @@
+"""The server over real sockets: what clients see, and what one of them can't do to the others."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from scripted import ScriptedStore
+from wsclient import Address, Refused, WsClient, ask, connect, connect_stream
+from ycore_adapters import server as server_module
+from ycore_adapters.driver import Driver, DriverSettings
+from ycore_adapters.server import Server, ServerSettings, listen_tcp, listen_unix
+from ycore_adapters.stores import FileStore, MemoryStore, Store
+from yupdates import ASK_ALL, EMPTY_ROOM, NOTHING, edit, here, insert
+
+from ycore import StructStore
+from ycore.messages import AwarenessUpdate, SyncStep2, Update, decode
+
+pytestmark = pytest.mark.anyio
+
+_BACKENDS: list[Any] = [
+    pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+    pytest.param(("trio", {}), id="trio"),
+]
+if importlib.util.find_spec("uvloop") is not None:
+    _BACKENDS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"))
+
+
+@pytest.fixture(params=_BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    backend: tuple[str, dict[str, Any]] = request.param
+    return backend
+
+
+@pytest.fixture(autouse=True)
+def _quick_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_SWEEP", 0.01)
+
+
+@pytest.fixture(params=["tcp", "unix"])
+async def listener(request: pytest.FixtureRequest, tmp_path: Path) -> socket.socket:
+    if request.param == "unix":
+        return await listen_unix(tmp_path / "socket")
+    return (await listen_tcp("127.0.0.1", 0))[0]
+
+
+class Running:
+    """A server, and where to reach it."""
+
+    def __init__(self, server: Server, stopped: anyio.Event) -> None:
+        self.server = server
+        self.stopped = stopped
+        """Set when `serve` has returned."""
+        address = server.listeners[0].getsockname()
+        self.address: Address = address if isinstance(address, str) else address[:2]
+
+    def connect(self, path: str = "/r") -> Any:
+        return connect(self.address, path)
+
+
+@asynccontextmanager
+async def serving(
+    store: Store | None = None,
+    *,
+    listener: socket.socket | None = None,
+    settings: ServerSettings | None = None,
+    limits: DriverSettings | None = None,
+) -> AsyncIterator[Running]:
+    """A server for the length of a test, which must not take too long."""
+    with anyio.fail_after(15):
+        async with AsyncExitStack() as stack:
+            if store is None:
+                store = MemoryStore()
+            driver = await stack.enter_async_context(Driver(store, limits=limits))
+            listeners = [listener] if listener else await listen_tcp("127.0.0.1", 0)
+            server = Server(driver, listeners, settings=settings)
+            stopped = anyio.Event()
+
+            async def serve() -> None:
+                await server.serve()
+                stopped.set()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(serve)
+                yield Running(server, stopped)
+                server.stop()
+
+
+async def level(client: WsClient) -> StructStore:
+    """Sync a client that has nothing, and return what it then has."""
+    assert (await client.receive())[:2] == b"\x00\x00"
+    await client.send(ASK_ALL, NOTHING)
+    store = StructStore()
+    [answer] = decode(await client.until(lambda message: message[:2] == b"\x00\x01"))
+    assert isinstance(answer, SyncStep2)
+    store.add(answer.update)
+    return store
+
+
+def is_update(message: bytes) -> bool:
+    return message[:2] in (b"\x00\x01", b"\x00\x02")
+
+
+async def hear(client: WsClient, store: StructStore, upto: dict[int, int]) -> None:
+    """Read updates until this state vector is reached."""
+    while store.state_vector() != upto:
+        for message in decode(await client.until(is_update)):
+            assert isinstance(message, Update | SyncStep2)
+            store.add(message.update)
+
+
+async def empty(running: Running) -> None:
+    """Wait until the room has no members any more."""
+    while running.server.driver.hub.rooms["r"].members:
+        await anyio.lowlevel.checkpoint()
+
+
+# ---- editing together
+
+
+async def test_two_clients_exchange_an_update(listener: socket.socket) -> None:
+    async with (
+        serving(listener=listener) as running,
+        running.connect() as a,
+        running.connect() as b,
+    ):
+        assert await a.receive() == EMPTY_ROOM
+        await level(b)
+        await a.send(edit(1, 0))
+        assert await b.receive() == edit(1, 0)
+        async with running.connect() as c:
+            assert (await level(c)).encode() == insert(1, 0)
+        async with running.connect("/other") as d:
+            assert await d.receive() == EMPTY_ROOM
+
+
+async def test_a_room_is_its_path_however_it_is_written() -> None:
+    async with (
+        serving() as running,
+        running.connect("/a%2Fb?tok=1") as a,
+        running.connect("/a/b") as b,
+    ):
+        await level(b)
+        await a.send(edit(1, 0))
+        assert await b.receive() == edit(1, 0)
+
+
+async def test_a_joiner_hears_who_is_here() -> None:
+    async with serving() as running, running.connect() as a:
+        await a.send(here(7))
+        await a.send(ASK_ALL)
+        await a.until(lambda message: message[:2] == b"\x00\x01")  # so it was read
+        async with running.connect() as b:
+            assert (await b.receive())[:2] == b"\x00\x00"
+            [message] = decode(await b.receive())
+            assert isinstance(message, AwarenessUpdate)
+            assert b'{"name":"x"}' in message.payload
+
+
+async def _drop(client: WsClient) -> None:
+    await client.stream.aclose()
+
+
+async def _close(client: WsClient) -> None:
+    await client.close()
+
+
+async def _kill_mid_frame(client: WsClient) -> None:
+    await client.stream.send(b"\x82\xfe\x10\x00abcd half")
+    client.kill()
+    await client.stream.aclose()
+
+
+@pytest.mark.parametrize("end", [_drop, _close, _kill_mid_frame])
+async def test_who_vanishes_is_gone_for_the_others_at_once(
+    end: Callable[[WsClient], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as running, running.connect() as a:
+        await level(a)
+        async with running.connect() as b:
+            await b.send(here(7))
+            assert b'{"name":"x"}' in await a.receive()
+            await end(b)
+            gone = await a.receive()
+            assert gone[0] == 1
+            assert b"null" in gone
+        async with running.connect() as c:  # it serves on
+            await level(c)
+            await c.send(edit(1, 0))
+            assert await a.receive() == edit(1, 0)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (b"\x82\x81\x00\x00\x00\x00\xff", 1007),  # no y-protocols message
+        (b"\x82\x80\x00\x00\x00\x00", 1007),  # nothing at all
+        (b"\x81\x81\x00\x00\x00\x00x", 1003),
+        (b"\x82\xff\x00\x00\x00\x00\x7f\x00\x00\x00" + bytes(4 + 2000), 1009),
+        (b"\xf2\x81\x00\x00\x00\x00x", 1002),
+        (b"\x88\x80\x00\x00\x00\x00", 1005),
+    ],
+    ids=["garbage", "empty", "text", "too big", "reserved bits", "close"],
+)
+async def test_a_bad_frame_costs_its_sender_the_connection_and_nobody_else(
+    frame: bytes, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With one close frame, after which the server closes the socket."""
+    settings = ServerSettings(max_message_bytes=1000, close_timeout=0.2)
+    async with (
+        serving(settings=settings) as running,
+        running.connect() as good,
+        running.connect() as bad,
+    ):
+        await level(good)
+        await bad.stream.send(frame)
+        assert await bad.closed() == code
+        with pytest.raises(anyio.EndOfStream):
+            await bad.stream.receive()
+        async with running.connect() as c:
+            await c.send(edit(1, 0))
+            assert await good.receive() == edit(1, 0)
+    assert caplog.messages == []
+
+
+async def test_a_reader_that_stops_costs_bounded_memory_and_delays_nobody() -> None:
+    """50 MB are written meanwhile; when it reads again it ends level."""
+    limit = 64 * 1024
+    size, count = 2**20, 50
+    async with (
+        serving(limits=DriverSettings(max_outbox_bytes=limit)) as running,
+        running.connect() as writer,
+        running.connect() as reader,
+        running.connect() as slow,
+    ):
+        slow_store = await level(slow)
+        reader_store = await level(reader)
+        await level(writer)
+        most = 0
+        for clock in range(count):
+            await writer.send(edit(1, clock, bytes(size)))
+            await hear(reader, reader_store, {1: clock + 1})
+            most = max(most, *(sock.waiting for sock in running.server._sockets))
+        assert size <= most < limit + 2 * size  # what is not too much, and the one that was
+        await hear(slow, slow_store, {1: count})
+        assert slow_store.encode() == reader_store.encode()
+        await writer.send(edit(1, count))
+        await hear(slow, slow_store, {1: count + 1})
+
+
+async def test_many_connections_at_once() -> None:
+    number = 200
+    async with serving() as running, anyio.create_task_group() as tasks:
+        ready: set[int] = set()
+        all_ready = anyio.Event()
+        heard: list[bytes] = []
+
+        async def take_part(me: int) -> None:
+            async with running.connect() as client:
+                await level(client)
+                ready.add(me)
+                if len(ready) == number:
+                    all_ready.set()
+                heard.append(await client.receive())
+
+        for me in range(number):
+            tasks.start_soon(take_part, me)
+        await all_ready.wait()
+        async with running.connect() as writer:
+            await writer.send(edit(1, 0))
+            await level(writer)
+    assert heard == [edit(1, 0)] * number
+
+
+# ---- HTTP
+
+
+@pytest.mark.parametrize("half_close", [False, True], ids=["", "half-closed"])
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n", 200),
+        (b"GET /health HTTP/1.0\r\n\r\n", 200),
+        (b"GET /r HTTP/1.1\r\nHost: h\r\n\r\n", 426),
+        (b"POST /r HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000), 405),
+        (b"\x16\x03\x01 no TLS here\r\n\r\n", 400),
+        (b"GET /r HTTP/1.0\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", 400),
+    ],
+    ids=["health", "HTTP/1.0", "no upgrade", "body", "TLS", "upgrade over HTTP/1.0"],
+)
+async def test_plain_requests_are_answered_and_the_connection_closed(
+    listener: socket.socket,
+    data: bytes,
+    status: int,
+    half_close: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving(listener=listener) as running:
+        answer = await ask(running.address, data, half_close=half_close)
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert caplog.messages == []
+
+
+async def test_a_request_that_does_not_arrive_times_out() -> None:
+    settings = ServerSettings(handshake_timeout=0.05)
+    async with serving(settings=settings) as running:
+        for data in (b"", b"GET /r HTTP/1.1\r\n"):
+            answer = await (ask(running.address, data) if data else _silence(running.address))
+            assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+async def _silence(address: Address) -> bytes:
+    async with await connect_stream(address) as stream:
+        return b"".join([piece async for piece in stream])
+
+
+# ---- those who say nothing
+
+
+async def test_a_silent_peer_is_pinged_and_stays_while_it_answers() -> None:
+    settings = ServerSettings(ping_interval=0.02, ping_timeout=60)
+    async with serving(settings=settings) as running, running.connect() as client:
+        await level(client)
+        for _ in range(5):
+            await client.pinged()
+        async with running.connect() as other:
+            await other.send(edit(1, 0))
+            assert await client.until(is_update) == edit(1, 0)
+
+
+async def test_a_dead_peer_is_given_up() -> None:
+    settings = ServerSettings(ping_interval=0.05, ping_timeout=0.05)
+    async with serving(settings=settings) as running, running.connect() as client:
+        client.answers_pings = False
+        assert await client.closed() == 1006
+        assert client.pings == 1
+        await empty(running)
+
+
+async def test_a_peer_whose_identity_another_claims_is_probed_at_once() -> None:
+    """The other may be its client, back on a new connection: it must not wait for long."""
+    settings = ServerSettings(ping_interval=60, ping_timeout=0.05)
+    async with (
+        serving(settings=settings) as running,
+        running.connect() as dead,
+        running.connect() as other,
+    ):
+        await level(other)
+        dead.answers_pings = False
+        await dead.send(here(7))
+        await other.until(lambda message: b'{"name":"x"}' in message)
+        async with running.connect() as back:
+            await back.send(here(7))
+            await dead.pinged()
+            assert await dead.closed() == 1006
+            gone = await other.until(lambda message: message[0] == 1)
+            assert b"null" in gone
+
+
+async def test_a_peer_is_not_dead_because_we_do_not_read_it() -> None:
+    """While its room loads it is not read, so its pongs are not heard."""
+    store = ScriptedStore()
+    settings = ServerSettings(ping_interval=100, ping_timeout=100)
+    async with serving(store, settings=settings) as running:
+        store.hold("load")
+        async with running.connect() as client:
+            await client.send(ASK_ALL)
+            await store.called("load")
+            await anyio.wait_all_tasks_blocked()
+            [sock] = running.server._sockets
+            for seconds in (101, 201, 301):
+                sock.sweep(time.monotonic() + seconds)
+            store.let_go("load")
+            assert await client.receive() == EMPTY_ROOM
+
+
+async def test_a_peer_that_does_not_answer_our_close_is_given_up() -> None:
+    settings = ServerSettings(close_timeout=0.05)
+    async with serving(settings=settings) as running, running.connect() as client:
+        await client.stream.send(b"\x82\x81\x00\x00\x00\x00\xff")
+        received = b"".join([piece async for piece in client.stream])
+        assert b"\x88" in received
+        await empty(running)
+
+
+# ---- going down
+
+_NOBODY = "refused|attempts failed"
+"""What it says when nobody listens."""
+
+
+async def test_stopping_stores_all_and_sends_everyone_away(
+    tmp_path: Path, listener: socket.socket
+) -> None:
+    async with FileStore(tmp_path / "data", fsync="never") as store:
+        async with (
+            serving(store, listener=listener) as running,
+            running.connect() as a,
+            running.connect() as b,
+            running.connect("/other") as c,
+        ):
+            await level(b)
+            await a.send(edit(1, 0))
+            assert await b.receive() == edit(1, 0)
+            running.server.stop()
+            for client in (a, b, c):
+                assert await client.closed() == 1001
+            await running.stopped.wait()
+            with pytest.raises(OSError, match=_NOBODY):
+                await connect_stream(running.address)
+        assert [update async for update in store.load("r")] == [insert(1, 0)]
+
+
+async def test_who_comes_while_we_go_down_is_refused() -> None:
+    """The store still has to finish: whoever had connected is told, others find nobody."""
+    store = ScriptedStore()
+    async with (
+        serving(store) as running,
+        running.connect() as a,
+        await connect_stream(running.address) as early,
+    ):
+        await level(a)
+        async with running.connect() as b:  # so `early`, which came before it, was accepted too
+            await level(b)
+        store.hold("append")
+        await a.send(edit(1, 0))
+        await store.called("append")
+        running.server.stop()
+        while running.server.listeners[0].fileno() != -1:
+            await anyio.lowlevel.checkpoint()
+        with pytest.raises(OSError, match=_NOBODY):
+            await connect_stream(running.address)
+        with pytest.raises(Refused) as refused:
+            await WsClient(early).open("/r")
+        assert refused.value.status == 503
+        assert not running.stopped.is_set()
+        store.let_go("append")
+        assert await a.closed() == 1001
+        await running.stopped.wait()
+        assert store.rooms_kept == {"r": [insert(1, 0)]}
+
+
+async def test_a_store_that_does_not_finish_does_not_hold_up_the_end_for_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = ScriptedStore()
+    settings = ServerSettings(shutdown_timeout=0.05)
+    async with serving(store, settings=settings) as running, running.connect() as a:
+        await level(a)
+        store.hold("append")
+        await a.send(edit(1, 0))
+        await store.called("append")
+        running.server.stop()
+        await running.stopped.wait()
+        assert await a.closed() in (1001, 1006)
+    assert caplog.messages == ["shutdown: the store did not finish in time"]
+
+
+async def test_clients_that_do_not_close_do_not_hold_up_the_end_for_ever() -> None:
+    settings = ServerSettings(handshake_timeout=60, shutdown_timeout=60, close_timeout=0.05)
+    async with (
+        serving(settings=settings) as running,
+        await connect_stream(running.address) as _,  # accepted before the next, and silent
+        running.connect() as _,
+    ):
+        running.server.stop()
+        await running.stopped.wait()
+
+
+# ---- listening
+
+
+async def test_listening_where_somebody_listens_fails(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with await listen_unix(path):
+        with pytest.raises(OSError, match="in use"):
+            await listen_unix(path)
+        assert path.is_socket()
+    with await listen_unix(path):  # nobody does any more
+        pass
+    path.unlink()
+    path.write_text("precious")
+    with pytest.raises(OSError, match="something else"):
+        await listen_unix(path)
+    assert path.read_text() == "precious"
+    [first] = await listen_tcp("127.0.0.1", 0)
+    with first, pytest.raises(OSError, match="in use"):
+        await listen_tcp("127.0.0.1", first.getsockname()[1])
+
+
+@pytest.mark.parametrize("prefix", ["", "yjs/", "/yjs"])
+def test_a_prefix_is_between_slashes(prefix: str) -> None:
+    with pytest.raises(ValueError, match="slash"):
+        ServerSettings(prefix=prefix)
