@@ -148,7 +148,8 @@ const retried = doc => {
  * - "merged" if it equals the one that got Y.mergeUpdates of them,
  * - "diffed" if it equals the one that got the first `have`, and then Yjs's own diff of the merged,
  * - "retried" if it equals one of these after both were retried, but perhaps for format marks that
- *   show nowhere.
+ *   show nowhere,
+ * - "contested" if it equals none of them, and was said to be so.
  * Rarely these differ among themselves, for cleaning up formats and splitting surrogate pairs depend
  * on what comes in which transaction.
  */
@@ -182,14 +183,14 @@ const check = ({ deliveries, views, stateVectors, gc = true }) => {
     return Object.values(make).some(agrees) ? 'retried' : null
   }
   const as = []
-  for (const { name, have, updates } of views) {
+  for (const { name, have, updates, contested } of views) {
     const doc = docOf(deliveries.slice(0, have), gc)
     const rest = Y.diffUpdate(merged, Y.encodeStateVector(doc))
     for (const update of updates) Y.applyUpdate(doc, decode(update))
     const ids = { got: idsIn(Y.mergeUpdates(updates.map(decode))), expected: idsIn(rest) }
     if (ids.got !== ids.expected) return { ok: false, what: `which ids are in ${name}`, detail: excerpts(ids) }
     const got = describe(doc)
-    const verdict = verdictOn(doc, got, have)
+    const verdict = verdictOn(doc, got, have) ?? (contested ? 'contested' : null)
     if (verdict === null) {
       const detail = differing(got, ofDoc).map(aspect => ({ aspect, ...excerpts({ got: got[aspect], doc: ofDoc[aspect], merged: ofMerged[aspect] }) }))
       return { ok: false, what: name, detail }

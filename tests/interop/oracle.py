@@ -29,6 +29,8 @@ class View:
     name: str
     updates: Sequence[bytes]
     have: int = 0
+    contested: bool = False
+    """Whether it may differ, and is only to be counted: see `test_agreement.contested`."""
 
 
 class Disagreement(AssertionError):
@@ -114,7 +116,12 @@ class Oracle:
                 "op": "check",
                 "deliveries": _encode(deliveries),
                 "views": [
-                    {"name": view.name, "have": view.have, "updates": _encode(view.updates)}
+                    {
+                        "name": view.name,
+                        "have": view.have,
+                        "updates": _encode(view.updates),
+                        "contested": view.contested,
+                    }
                     for view in views
                 ],
                 "stateVectors": _encode(state_vectors),
