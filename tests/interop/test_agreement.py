@@ -225,7 +225,7 @@ def test_store_agrees_with_yjs(oracle: Oracle, capsys: pytest.CaptureFixture[str
             sep="\n",
         )
     assert not failures, "\n\n".join(failures)
-    assert counts["contested"] <= counts.total() / 1000
+    assert counts["contested"] <= max(30, counts.total() / 1000)  # 30: all of one session's
 
 
 INSERT = bytes.fromhex("01010100040101740361626300")  # client 1: "abc" into the text "t"
