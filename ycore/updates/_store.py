@@ -69,9 +69,12 @@ class StructStore:
             elif runs[-1].end == section.start:  # what typing does
                 runs[-1].append(client, parsed.data, section.ends, section.offsets, section.stop)
                 whole.append(section)
+            elif runs[-1].end < section.start:
+                runs.append(run_of(parsed.data, section))
+                whole.append(section)
             else:
                 run = run_of(parsed.data, section)
-                _make_way(client, runs, run)
+                _make_way(runs, run)
                 gaps = _gaps(runs, run.start, run.end)
                 if gaps == [(run.start, run.end)]:
                     _insert(client, runs, run)
@@ -175,31 +178,22 @@ def _gaps(runs: list[Run], start: int, end: int) -> list[Range]:
     return subtract([(start, end)], [(run.start, run.end) for run in runs[first:last]])
 
 
-def _make_way(client: int, runs: list[Run], run: Run) -> None:
-    """Take from `runs` what is to be replaced by `run`.
+def _make_way(runs: list[Run], run: Run) -> None:
+    """Drop from `runs` what is to be replaced by `run`.
 
     First come, first kept, but for what lies behind a hole: there nothing is part of any document
     yet, and where updates overlap Yjs keeps what begins earlier (`utils/updates.js`, mergeUpdates;
     and a document takes what continues it rather than what it has pending). For honest clients
     that matters only where one copy has a surrogate pair cut in two and the other has not.
     """
-    clock = i = 0
-    while i < len(runs) and runs[i].start == clock:
-        clock = runs[i].end
-        i += 1
-    begins_later = False
-    while i < len(runs) and runs[i].start < run.end:
-        known = runs[i]
-        if known.start != clock:  # else it only continues the one before
-            begins_later = known.start > run.start
-        clock = known.end
-        if not begins_later:
-            i += 1
-        elif known.end > run.end:
-            runs[i] = known.cut(client, run.end, known.end)
-            i += 1
-        else:
-            del runs[i]
+    # The first that begins behind `run`, and does not just continue the one before.
+    first = bisect_right(runs, run.start, key=_run_start)
+    while 0 < first < len(runs) and runs[first].start == runs[first - 1].end:
+        first += 1
+    last = first
+    while last < len(runs) and runs[last].end <= run.end:
+        last += 1
+    del runs[first:last]
 
 
 def _insert(client: int, runs: list[Run], run: Run) -> None:
