@@ -66,7 +66,8 @@ class DriverSettings:
     slow reader costs, and lets a fast one be a few round trips late."""
 
     max_backlog_bytes: int = 16 * 2**20
-    """How much may wait for the store in one room before its members are read no further."""
+    """How much may wait in one room, for the store or behind what does, before its members are read
+    no further."""
 
 
 class Connection(ABC):
@@ -99,13 +100,24 @@ class _Work:
     def __init__(self) -> None:
         self.effects: deque[Effect] = deque()
         self.backlog = 0
-        """Bytes of updates that wait for the store."""
+        """Bytes of updates and frames in them."""
         self.progress = anyio.Event()
         """Set, and replaced, when some of it is done."""
 
     def add(self, effects: list[Effect]) -> None:
         self.effects.extend(effects)
-        self.backlog += sum(len(e.update) for e in effects if isinstance(e, Persist))
+        self.backlog += sum(map(_size, effects))
+
+    def take(self) -> Effect:
+        effect = self.effects.popleft()
+        self.backlog -= _size(effect)
+        return effect
+
+
+def _size(effect: Effect) -> int:
+    if isinstance(effect, Persist):
+        return len(effect.update)
+    return len(effect.frame) if isinstance(effect, Send) else 0
 
 
 class Driver:
@@ -221,7 +233,7 @@ class Driver:
                 if isinstance(effect, Persist):
                     await self._persist(room, work)
                 else:
-                    work.effects.popleft()
+                    work.take()
                     if isinstance(effect, Load):
                         await self._load(room)
                     elif isinstance(effect, Unload):
@@ -247,9 +259,8 @@ class Driver:
             if isinstance(effect, Persist):
                 updates.append(effect.update)
         await self._store.append(room.name, updates)
-        work.backlog -= sum(map(len, updates))
         for _ in range(count):
-            effect = work.effects.popleft()
+            effect = work.take()
             if not isinstance(effect, Persist):
                 self._do(effect)
 

@@ -29,9 +29,14 @@ from .driver import Connection, Driver
 
 logger = logging.getLogger(__name__)
 
-_READ_BYTES: Final = 64 * 1024
+_READ_BYTES: Final = 16 * 1024
+"""How much is read from a socket in one go: perhaps a thousand frames, which wsproto takes apart
+before anyone else gets a turn."""
 _WRITE_BYTES: Final = 256 * 1024
 """How much is offered to a socket in one write: more than its buffer rarely takes."""
+_TURN: Final = 0.01
+"""Seconds one connection's messages are worked on before others get a turn: a single read may
+bring thousands."""
 _SWEEP: Final = 1.0
 _ACCEPT_PAUSE: Final = 0.1
 """Seconds to wait when the process has run out of file descriptors."""
@@ -389,11 +394,15 @@ class Server:
                 continue
             sock.heard = time.monotonic()
             sock.pinged = None
+            turn_ends = sock.heard + _TURN
             for event in peer.receive(data):
                 if isinstance(event, Request):
                     await self._answer(sock, event)
                 else:
                     await self._take(sock, event)
+                if time.monotonic() > turn_ends:
+                    await lowlevel.checkpoint()
+                    turn_ends = time.monotonic() + _TURN
             sock.put_output()
         sock.flush()
 

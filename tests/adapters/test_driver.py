@@ -403,7 +403,7 @@ async def test_frames_that_come_while_a_room_loads_are_kept_and_answered() -> No
 
 async def test_members_are_read_no_further_while_too_much_waits_for_the_store() -> None:
     store = ScriptedStore()
-    async with Driver(store, limits=DriverSettings(max_backlog_bytes=100)) as driver:
+    async with Driver(store, limits=DriverSettings(max_backlog_bytes=300)) as driver:
         a, b = Client(driver), Client(driver)
         await a.sync()
         await b.sync()
@@ -420,6 +420,23 @@ async def test_members_are_read_no_further_while_too_much_waits_for_the_store() 
         await settle()
         assert driver.hub.rooms["r"].store.state_vector() == {1: 3, 2: 1}
         assert len(store.rooms_kept["r"]) == 4
+
+
+async def test_answers_that_wait_behind_the_store_count_too() -> None:
+    """A few bytes ask for the whole document: asking again and again must not fill the memory."""
+    store = ScriptedStore()
+    async with Driver(store, limits=DriverSettings(max_backlog_bytes=100_000)) as driver:
+        a = Client(driver)
+        await a.say(edit(1, 0, bytes(50_000)))
+        await settle()
+        async with anyio.create_task_group() as tasks:
+            store.hold("append")
+            await a.say(edit(1, 1))
+            tasks.start_soon(a.say, *[ASK_ALL] * 100)
+            await settle()
+            (work,) = driver._work.values()
+            assert 100_000 < work.backlog < 200_000
+            store.let_go("append")
 
 
 # ---- unloading
