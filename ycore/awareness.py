@@ -28,6 +28,10 @@ __all__ = [
 OUTDATED_AFTER: Final = 30.0
 """Seconds after which a state that was not renewed is dropped (`outdatedTimeout`)."""
 
+MAX_CLOCK: Final = 2**52
+"""The highest clock taken from a peer: far above what anyone counts up to, and far enough below
+the highest that can be written that a room can count on from it."""
+
 RENEW_AFTER: Final = OUTDATED_AFTER / 2
 """Seconds after which an owner renews its state."""
 
@@ -55,6 +59,8 @@ def decode_awareness(payload: bytes) -> list[AwarenessEntry]:
     for _ in range(count):
         client, pos = read_var_uint(payload, pos)
         clock, pos = read_var_uint(payload, pos)
+        if clock > MAX_CLOCK:
+            raise RemoteProtocolError(f"awareness clock {clock} of client {client} is too high")
         state, pos = read_var_string(payload, pos)
         check_json(state)
         entries.append(AwarenessEntry(client, clock, None if state.strip() == "null" else state))
@@ -213,11 +219,12 @@ class Awareness:
                     break
                 outdated.append(client)
         changed = self.remove(outdated, now)
-        while self._gone:
-            client, (_, since) = next(iter(self._gone.items()))
-            if now < since + OUTDATED_AFTER:
-                break
-            del self._gone[client]
+        if any(now >= since + OUTDATED_AFTER for _, since in islice(self._gone.values(), 1)):
+            self._gone = {
+                client: gone
+                for client, gone in self._gone.items()
+                if now < gone[1] + OUTDATED_AFTER
+            }
         if self.client_id is not None:
             own = self._present.get(self.client_id)
             if own is not None and now >= own.renewed + RENEW_AFTER:

@@ -403,7 +403,8 @@ def _write_number(out: bytearray, value: int | float) -> None:
 
 # ---- JSON, which older content types and awareness states carry as a string
 
-_JSON_NESTING = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# Possessive: it never goes back, so it takes neither time nor memory for having come far.
+_JSON_NESTING = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 _CACHED_JSON = 64
 """Up to how many characters a JSON text is worth remembering: formats are short and recur."""
 
@@ -417,6 +418,13 @@ def check_json(text: str) -> None:
 
 
 def _check_json(text: str) -> None:
+    try:
+        # float for integers: int refuses more than 4,300 digits, which JavaScript reads
+        json.loads(text, parse_constant=_refuse_constant, parse_int=float)
+    except ValueError as exc:
+        raise RemoteProtocolError(f"malformed JSON: {exc}") from None
+    except RecursionError:
+        raise RemoteProtocolError(f"JSON nests deeper than {MAX_NESTING}") from None
     if text.count("[") + text.count("{") > MAX_NESTING:
         depth = 0
         for token in _JSON_NESTING.finditer(text):
@@ -424,11 +432,6 @@ def _check_json(text: str) -> None:
             depth += 1 if char in "[{" else -1 if char in "]}" else 0
             if depth > MAX_NESTING:
                 raise RemoteProtocolError(f"JSON nests deeper than {MAX_NESTING}")
-    try:
-        # float for integers: int refuses more than 4,300 digits, which JavaScript reads
-        json.loads(text, parse_constant=_refuse_constant, parse_int=float)
-    except ValueError as exc:
-        raise RemoteProtocolError(f"malformed JSON: {exc}") from None
 
 
 _check_short_json = lru_cache(maxsize=1024)(_check_json)

@@ -80,6 +80,10 @@ class Settings:
     """How many bytes of one member's frames are kept while the room loads. Offline edits to a large
     document fit; a transport that reads no further until the room is open needs far less."""
 
+    max_awareness_clients: int = 64
+    """How many awareness ids one member may announce: its own, and those of others that it passes
+    on. What it announces is kept, and repeated to everyone."""
+
     custom_types: frozenset[int] = frozenset()
     """Message types of the application's own: they come back as `CustomMessage` effects. Messages
     of other unknown types are counted and dropped."""
@@ -337,7 +341,7 @@ class Room:
             self.counters.bad_frames += 1
             return self._dismiss(member, exc.close_code, str(exc), now)
         effects: list[Effect] = []
-        for content in checked:
+        for content in _ask_once(checked):
             self._act(member, content, now, effects)
         return effects
 
@@ -509,22 +513,23 @@ class Room:
         self, member: Member, entries: list[AwarenessEntry], now: float, effects: list[Effect]
     ) -> None:
         changed: list[AwarenessEntry] = []
-        came_back = False
+        came_back = probed = False
         for entry in entries:
             client, clock, state = entry
             is_new = client not in member._clocks
-            was_gone = self.awareness.gone_since(client) is not None
+            returns = not member._clocks and self.awareness.gone_since(client) is not None
             owner = self._owners.get(client)
             if not self._vouch(member, entry):
-                if state is not None and owner is not None and not member._clocks:
+                if state is not None and owner and not (member._clocks or probed):
                     effects.append(Probe(owner))
+                    probed = True
                 continue
             known = self.awareness.clock(client)
             if state is None:
                 announced = known
             elif is_new:
                 announced = max(clock, known) + 1
-                came_back |= was_gone
+                came_back |= returns
             elif clock <= known and self.awareness.is_here(client, state):
                 self.awareness.renew(client, now)  # it repeats what it was taught
                 continue
@@ -562,6 +567,7 @@ class Room:
             else:
                 since = self.awareness.gone_since(client)
                 may = clock > known or (is_first and (since is None or since < member.joined_at))
+            may = may and len(member._clocks) < self.settings.max_awareness_clients
             counts = may and state is not None
             if not counts:
                 self.counters.refused_awareness += clock > known
@@ -597,8 +603,10 @@ class Room:
         return effects
 
     def _send_awareness(self, member: Member, clients: list[int], effects: list[Effect]) -> None:
+        if member in self._stalled:
+            return
         entries = self.awareness.entries(clients)
-        if entries and member not in self._stalled:
+        if entries:
             effects.append(Send(AwarenessUpdate(encode_awareness(entries)).encode(), (member,)))
 
     def _broadcast(
@@ -606,6 +614,21 @@ class Room:
     ) -> None:
         if to and to != (skip,):
             effects.append(Send(frame, to, skip))
+
+
+def _ask_once(contents: list[_Checked]) -> list[_Checked]:
+    """Several SyncStep1 in one frame become one, the last, which asks for all that they ask for.
+
+    Each would be answered with up to the whole document, for four bytes.
+    """
+    asked = [content for content in contents if isinstance(content, dict)]
+    if len(asked) < 2:
+        return contents
+    common = asked.pop()
+    for clocks in asked:
+        common = {client: min(common[client], clocks[client]) for client in common.keys() & clocks}
+    rest: list[_Checked] = [content for content in contents if not isinstance(content, dict)]
+    return [*rest, common]
 
 
 def _check(message: Message) -> _Checked:

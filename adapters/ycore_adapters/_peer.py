@@ -145,6 +145,9 @@ class Peer:
         if event.http_version < b"1.1":
             self._answer(400, "a WebSocket needs HTTP/1.1")
             return []
+        if any(name in (b"content-length", b"transfer-encoding") for name, _ in headers):
+            self._answer(400, "a WebSocket request has no body")
+            return []
         room = self._room_of(path)
         if room is None:
             return []
@@ -235,6 +238,7 @@ class Peer:
         assert self._ws is not None
         self._ws.receive_data(data)
         messages: list[Event] = []
+        ping: Ping | None = None
         for event in self._ws.events():
             if isinstance(event, CloseConnection):
                 self._closed_by_peer(event)
@@ -252,7 +256,10 @@ class Peer:
             elif isinstance(event, TextMessage):
                 self.close(CloseCode.UNSUPPORTED_DATA, "binary messages only")
             elif isinstance(event, Ping):
-                self._output.append(self._ws.send(event.response()))
+                ping = event
+        if ping is not None and self.state is PeerState.OPEN:
+            # The latest of several is enough (RFC 6455 section 5.5.3).
+            self._output.append(self._ws.send(ping.response()))
         return messages
 
     def _closed_by_peer(self, event: CloseConnection) -> None:

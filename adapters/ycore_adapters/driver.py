@@ -35,6 +35,7 @@ from ycore import (
     Effect,
     Hub,
     Load,
+    LocalProtocolError,
     Member,
     Persist,
     Probe,
@@ -145,6 +146,7 @@ class Driver:
         self._store = store
         self._on_custom = on_custom
         self._work: dict[Room, _Work] = {}
+        self._draining = False
         self._dirty: list[Connection] = []
         self._something_dirty = anyio.Event()
         self._stack = AsyncExitStack()
@@ -168,7 +170,13 @@ class Driver:
     # -- for transports
 
     def join(self, room: str, connection: Connection, *, read_only: bool = False) -> Member:
-        """A connection was accepted into a room."""
+        """A connection was accepted into a room.
+
+        Raises:
+            LocalProtocolError: `drain` was called: what is being stored must not be loaded again.
+        """
+        if self._draining:
+            raise LocalProtocolError("the driver drains: nobody can join any more")
         member, effects = self.hub.join(room, now=self.clock(), read_only=read_only)
         member.link = connection
         self._carry_out(member.room, effects)
@@ -202,6 +210,7 @@ class Driver:
 
     async def drain(self) -> None:
         """Store what was accepted, then send everyone away (1001): the server goes down."""
+        self._draining = True
         now = self.clock()
         for room in tuple(self.hub.rooms.values()):
             reason = "the server is shutting down"
@@ -354,7 +363,7 @@ class Driver:
     async def _tick(self) -> None:
         while True:
             due = self.hub.next_timeout()
-            wait = _TICK if due is None else min(_TICK, max(0.01, due - self.clock()))
+            wait = _TICK if due is None else min(_TICK, max(0.1, due - self.clock()))
             await anyio.sleep(wait)
             for room, effects in self.hub.handle_timeout(now=self.clock()):
                 self._carry_out(room, effects)

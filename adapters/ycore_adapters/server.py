@@ -178,7 +178,8 @@ class _Socket(Connection):
     # -- what the driver asks
 
     def send(self, frame: bytes) -> None:
-        self._put(self.server.framed(frame))
+        if self.peer.state is PeerState.OPEN:
+            self._put(self.server.framed(frame))
 
     def close(self, code: CloseCode, reason: str) -> None:
         self.peer.close(code, reason)
@@ -379,7 +380,7 @@ class Server:
             if self._stopping and not self._sockets:
                 self._all_gone.set()
             if sock.member is not None:
-                self.driver.leave(sock.member)
+                self._leave(sock)
             sock.abort()
             anyio.notify_closing(sock.sock)
             sock.sock.close()
@@ -404,7 +405,17 @@ class Server:
                     await lowlevel.checkpoint()
                     turn_ends = time.monotonic() + _TURN
             sock.put_output()
+            if peer.state is not PeerState.OPEN and sock.member is not None:
+                self._leave(sock)
         sock.flush()
+
+    def _leave(self, sock: _Socket) -> None:
+        member, sock.member = sock.member, None
+        try:
+            if member is not None:
+                self.driver.leave(member)
+        except Exception:  # a bug again
+            logger.exception("leaving failed")
 
     async def _answer(self, sock: _Socket, request: Request) -> None:
         if self._stopping:

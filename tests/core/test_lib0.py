@@ -316,3 +316,12 @@ def test_json_that_javascript_takes(text: str) -> None:
 def test_json_that_javascript_refuses(text: str) -> None:
     with pytest.raises(RemoteProtocolError, match="JSON"):
         lib0.check_json(text)
+
+
+def test_json_costs_no_more_than_its_length() -> None:
+    """Looking for the end of a string again and again took minutes for this, and gigabytes."""
+    with pytest.raises(RemoteProtocolError, match="JSON"):
+        lib0.check_json("[]" * 257 + '"' + '\\"' * 500_000)
+    lib0.check_json('["' + "\\n" * 1_000_000 + '"' + ",[]" * 300 + "]")
+    with pytest.raises(RemoteProtocolError, match="deeper than 256"):
+        lib0.check_json("[" * 1_000_000)

@@ -657,3 +657,39 @@ def test_stalled_deadline_is_a_timeout() -> None:
     member = enter(room)
     room.stall(member, now=5)
     assert room.next_timeout() == 65
+
+
+# ---- floods
+
+
+def test_asking_often_in_one_frame_is_answered_once(room: Room) -> None:
+    """Each question takes four bytes, each answer the whole document."""
+    writer, reader = enter(room), enter(room)
+    room.receive(writer, edit(A) + edit(B) + edit(C), now=0)
+    frame = step1({1: 3}) * 100 + step1({1: 1, 2: 5}) + step1({1: 2})
+    assert plain(room.receive(reader, frame, now=0)) == [
+        ("send", ("step2", update({(1, 1): [item(text("bc"), origin=(1, 0))]})), [reader])
+    ]
+
+
+def test_a_clock_too_high_to_count_on_from_is_refused(room: Room) -> None:
+    bad, good = enter(room), enter(room)
+    frame = edit(A) + show((7, 2**53 - 1, "{}"))
+    assert plain(room.receive(bad, frame, now=0)) == [("close", bad, 1007)]
+    assert room.store.encode() == EMPTY
+    room.receive(good, show((7, 2**52, "{}")), now=0)
+    assert room.awareness.entries() == [(7, 2**52 + 1, "{}")]
+    enter(room)
+    assert len(room.leave(good, now=0)) == 1
+
+
+def test_a_member_has_only_so_many_ids() -> None:
+    room = Room("doc", settings=Settings(max_awareness_clients=3))
+    one, two = enter(room), enter(room)
+    room.receive(one, show(*[(client, 1, "{}") for client in range(10)]), now=0)
+    assert list(room.awareness.states) == [0, 1, 2]
+    assert room.counters.refused_awareness == 7
+    # One message has one member probed, once.
+    forged = show(*[(client, 1, "{}") for client in range(1000)])
+    effects = room.receive(two, forged, now=0)
+    assert sum(isinstance(effect, Probe) for effect in effects) == 1

@@ -101,6 +101,10 @@ class _Log:
         while that is not known. Whatever is behind it gets overwritten."""
         self._untidy = False
         """Whether a write failed, and what it left behind `_size` could not be taken back."""
+        self._is_new = False
+        """Whether the file's name is perhaps not durable yet."""
+        self.failed = False
+        """Whether a sync failed: what the disk now has of the file is anyone's guess."""
         self._fd: int | None = None
 
     @property
@@ -151,6 +155,8 @@ class _Log:
                 for _ in self.read():
                     pass
         assert self._size is not None
+        if self.failed:
+            raise StoreUnavailable(f"can't write {self.path}: syncing it failed before")
         with _translated(f"can't write {self.path}"):
             head = b""
             if self._size == 0:
@@ -178,17 +184,19 @@ class _Log:
                 self._take_back()
                 raise
         self._size = at
+        self._is_new = self._is_new or (bool(head) and not sync)
         self.dirty = self.dirty or not sync
 
     def _take_back(self) -> None:
         """Remove what a failed write has left; if that fails too, the next one does it."""
         self._untidy = True
+        assert self._fd is not None
         with suppress(OSError):
             if self._size:
-                os.ftruncate(self._fd or -1, self._size)
+                os.ftruncate(self._fd, self._size)
             else:
                 self.path.unlink()
-                os.close(self._fd or -1)
+                os.close(self._fd)
                 self._fd = None
             self._untidy = False
 
@@ -200,10 +208,11 @@ class _Log:
         with _translated(f"can't sync {self.path}"):
             try:
                 os.fsync(self._fd)
-                _sync_directory(self.path.parent)
+                if self._is_new:
+                    _sync_directory(self.path.parent)
+                    self._is_new = False
             except OSError:
-                # What the system now holds of the file is anyone's guess: it must be read again.
-                self._size = None
+                self.failed = True
                 raise
 
     def close(self) -> None:
@@ -346,6 +355,8 @@ class FileStore(Store):
         if log is not None:
             async with log.in_use:
                 try:
+                    if log.failed:
+                        raise StoreUnavailable(f"syncing {log.path} failed before")
                     if self.fsync != "never":
                         await to_thread.run_sync(log.sync)
                 finally:
