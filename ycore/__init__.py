@@ -7,6 +7,7 @@ without a room.
 
 from .awareness import Awareness, AwarenessEntry
 from .errors import CloseCode, LocalProtocolError, ProtocolError, RemoteProtocolError
+from .frame import Frame
 from .hub import Hub
 from .room import (
     Close,
@@ -18,12 +19,13 @@ from .room import (
     Probe,
     Room,
     Send,
-    Settings,
     State,
     Unload,
 )
+from .settings import Settings
 from .updates import (
     StructStore,
+    UpdateLimits,
     check_update,
     diff_update,
     encode_state_vector_from_update,
@@ -37,6 +39,7 @@ __all__ = [
     "CloseCode",
     "CustomMessage",
     "Effect",
+    "Frame",
     "Hub",
     "Load",
     "LocalProtocolError",
@@ -51,6 +54,7 @@ __all__ = [
     "State",
     "StructStore",
     "Unload",
+    "UpdateLimits",
     "check_update",
     "diff_update",
     "encode_state_vector_from_update",

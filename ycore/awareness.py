@@ -13,8 +13,20 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, NamedTuple
 
-from .errors import LocalProtocolError, RemoteProtocolError
-from .lib0 import check_json, read_var_string, read_var_uint, write_var_string, write_var_uint
+from .errors import CloseCode, LocalProtocolError, RemoteProtocolError
+from .lib0 import (
+    MAX_SAFE_INTEGER,
+    SHORT_JSON,
+    STEP,
+    Steps,
+    check_json,
+    check_json_steps,
+    finish,
+    read_var_string,
+    read_var_uint,
+    write_var_string,
+    write_var_uint,
+)
 
 __all__ = [
     "OUTDATED_AFTER",
@@ -22,6 +34,7 @@ __all__ = [
     "Awareness",
     "AwarenessEntry",
     "decode_awareness",
+    "decode_awareness_steps",
     "encode_awareness",
 ]
 
@@ -52,18 +65,37 @@ def decode_awareness(payload: bytes) -> list[AwarenessEntry]:
         RemoteProtocolError: cut short, bytes left over, or a state that is not JSON (on which real
             clients throw).
     """
+    return finish(decode_awareness_steps(payload, MAX_SAFE_INTEGER, MAX_SAFE_INTEGER))
+
+
+def decode_awareness_steps(
+    payload: bytes, max_entries: int, max_state_bytes: int
+) -> Steps[list[AwarenessEntry]]:
+    """`decode_awareness` in steps, with limits: above them, the close code is 1008."""
     count, pos = read_var_uint(payload, 0)
     if count * 3 > len(payload) - pos:  # id, clock and a string's length are a byte each at least
         raise RemoteProtocolError(f"awareness message declares {count} entries")
+    if count > max_entries:
+        reason = f"awareness message has {count} entries, more than {max_entries}"
+        raise RemoteProtocolError(reason, CloseCode.POLICY_VIOLATION)
     entries = []
-    for _ in range(count):
+    for turn in range(1, count + 1):
         client, pos = read_var_uint(payload, pos)
         clock, pos = read_var_uint(payload, pos)
         if clock > MAX_CLOCK:
             raise RemoteProtocolError(f"awareness clock {clock} of client {client} is too high")
+        start = pos
         state, pos = read_var_string(payload, pos)
-        check_json(state)
+        if pos - start > max_state_bytes:
+            reason = f"awareness state has {pos - start} bytes, more than {max_state_bytes}"
+            raise RemoteProtocolError(reason, CloseCode.POLICY_VIOLATION)
+        if len(state) > SHORT_JSON:
+            yield from check_json_steps(state)
+        else:
+            check_json(state)
         entries.append(AwarenessEntry(client, clock, None if state.strip() == "null" else state))
+        if not turn % STEP:
+            yield
     if pos != len(payload):
         raise RemoteProtocolError(f"{len(payload) - pos} bytes left over after awareness")
     return entries

@@ -22,10 +22,16 @@ class CloseCode(IntEnum):
     INVALID_PAYLOAD = 1007
     """The bytes are no y-protocol message, or an update or awareness state in them is malformed."""
     POLICY_VIOLATION = 1008
+    """More awareness than a member may have."""
     MESSAGE_TOO_BIG = 1009
+    """The message is too long, or holds more than can be taken in."""
     INTERNAL_ERROR = 1011
     TRY_AGAIN_LATER = 1013
-    """The room can't be served now: its store failed, or this member was too slow for too long."""
+    """The room can't be served now: it or the server is full, its store failed, or this member was
+    too slow for too long."""
+    DOCUMENT_FULL = 4413
+    """The document takes more memory than it may. The same edits would be refused again, so this is
+    one of the codes on which y-websocket, from 3.1, does not reconnect (4400 to 4499)."""
 
 
 class ProtocolError(Exception):

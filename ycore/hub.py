@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from .errors import CloseCode
-from .room import Effect, Load, Member, Room, Settings, State, Unload
+from .room import Effect, Load, Member, Room, State, Unload
+from .settings import Settings
 
 __all__ = ["Hub"]
 
@@ -42,6 +43,10 @@ class Hub:
         """Let a member into the room of that name, which is opened if it is not yet."""
         effects: list[Effect] = []
         room = self._rooms.get(name)
+        if room is None and len(self._rooms) >= self.settings.max_rooms:
+            nowhere = Room(name, settings=self.settings)
+            reason = "the server has too many rooms open"
+            return nowhere.refuse(CloseCode.TRY_AGAIN_LATER, reason, now=now)
         if room is None:
             room = self._rooms[name] = Room(name, settings=self.settings, loading=True)
             effects.append(Load(room))

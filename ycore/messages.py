@@ -10,6 +10,7 @@ Sources: y-protocols `sync.js`, `auth.js`; y-websocket `src/y-websocket.js` (mes
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -33,6 +34,7 @@ __all__ = [
     "SyncStep2",
     "Update",
     "decode",
+    "iter_messages",
 ]
 
 _SYNC, _AWARENESS, _AUTH, _QUERY_AWARENESS = 0, 1, 2, 3
@@ -137,33 +139,36 @@ def decode(frame: bytes) -> list[Message]:
         RemoteProtocolError: the frame is empty or cut short, or has an unknown kind of sync
             message.
     """
-    messages: list[Message] = []
+    return list(iter_messages(frame))
+
+
+def iter_messages(frame: bytes) -> Iterator[Message]:
+    """`decode` one by one: the error comes when it is reached."""
     size = len(frame)
     pos = 0
-    while pos < size or not messages:
+    while pos < size or pos == 0:
         start = pos
         kind, pos = read_var_uint(frame, pos)
         if kind == _SYNC:
             step, pos = read_var_uint(frame, pos)
             payload, pos = read_var_uint8_array(frame, pos)
             if step == _SYNC_UPDATE:
-                messages.append(Update(payload))
+                yield Update(payload)
             elif step == _SYNC_STEP_1:
-                messages.append(SyncStep1(payload))
+                yield SyncStep1(payload)
             elif step == _SYNC_STEP_2:
-                messages.append(SyncStep2(payload))
+                yield SyncStep2(payload)
             else:
                 raise RemoteProtocolError(f"unknown sync message {step} at byte {start}")
         elif kind == _AWARENESS:
             payload, pos = read_var_uint8_array(frame, pos)
-            messages.append(AwarenessUpdate(payload))
+            yield AwarenessUpdate(payload)
         elif kind == _QUERY_AWARENESS:
-            messages.append(QueryAwareness())
-            break
+            yield QueryAwareness()
+            return
         elif kind == _AUTH and frame[pos : pos + 1] == b"\x00":
             reason, pos = read_var_string(frame, pos + 1)
-            messages.append(PermissionDenied(reason))
+            yield PermissionDenied(reason)
         else:
-            messages.append(Custom(kind, frame[pos:]))
-            break
-    return messages
+            yield Custom(kind, frame[pos:])
+            return

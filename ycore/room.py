@@ -12,6 +12,9 @@ A room that is opened from a store begins LOADING: members may join and their fr
 nobody is answered before `opened`, and nothing can be persisted. Then it is OPEN. `close` makes it
 CLOSED for good.
 
+Frames are read, and long ones taken in, step by step, so that nobody has to wait for somebody's
+long one; see `ycore.frame`.
+
 A member is greeted with the room's state vector (a SyncStep1, which fetches its offline edits) and
 with who is here. From the moment its own SyncStep1 is answered it is *synced*: that answer holds
 all there is, and every update after it reaches the member. Members who left, or whom a `Close`
@@ -28,23 +31,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 from typing import Any, Final, TypeAlias
 
-from .awareness import Awareness, AwarenessEntry, decode_awareness, encode_awareness
+from .awareness import Awareness, AwarenessEntry, encode_awareness
 from .errors import CloseCode, LocalProtocolError, RemoteProtocolError
+from .frame import Content, Frame, common_clocks
 from .messages import (
-    BUILT_IN_TYPES,
     AwarenessUpdate,
-    Custom,
-    Message,
     PermissionDenied,
     QueryAwareness,
     SyncStep1,
     SyncStep2,
     Update,
-    decode,
 )
-from .updates import ParsedUpdate, StructStore, decode_state_vector, parse_update
+from .settings import Settings
+from .updates import ParsedUpdate, StructStore
 
 __all__ = [
     "Close",
@@ -56,41 +58,9 @@ __all__ = [
     "Probe",
     "Room",
     "Send",
-    "Settings",
     "State",
     "Unload",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What can be set about rooms. Times are in seconds."""
-
-    keepalive: float = 15.0
-    """How often members get a message even if there is nothing to say. y-websocket clients drop a
-    connection on which no message came for 30 s; WebSocket pings don't count for them."""
-
-    stall_timeout: float = 60.0
-    """How long a member may be too slow to take what is sent to it before it is closed (1013)."""
-
-    idle_timeout: float = 30.0
-    """How long a room without members stays in memory: long enough to sit out a page reload."""
-
-    max_waiting_bytes: int = 64 * 2**20
-    """How many bytes of one member's frames are kept while the room loads. Offline edits to a large
-    document fit; a transport that reads no further until the room is open needs far less."""
-
-    max_awareness_clients: int = 64
-    """How many awareness ids one member may announce: its own, and those of others that it passes
-    on. What it announces is kept, and repeated to everyone."""
-
-    custom_types: frozenset[int] = frozenset()
-    """Message types of the application's own: they come back as `CustomMessage` effects. Messages
-    of other unknown types are counted and dropped."""
-
-    def __post_init__(self) -> None:
-        if taken := self.custom_types & BUILT_IN_TYPES:
-            raise LocalProtocolError(f"message types {sorted(taken)} are y-protocols' own")
 
 
 class Member:
@@ -98,6 +68,8 @@ class Member:
 
     __slots__ = (
         "_clocks",
+        "_queried_at",
+        "_synced_at",
         "_waiting",
         "_waiting_bytes",
         "joined_at",
@@ -118,9 +90,10 @@ class Member:
         self._clocks: dict[int, int] = {}
         """The awareness ids it owns, with the clock it last announced for each. The first one is
         its own; further ones it may be passing on for others."""
-        self._waiting: list[bytes] = []
+        self._synced_at = self._queried_at = -inf
+        """When its last SyncStep1 and its last QueryAwareness were answered."""
+        self._waiting: list[Frame] = []
         """Frames that came while the room was loading."""
-        self._waiting_bytes = 0
 
 
 # ---- effects
@@ -222,11 +195,6 @@ _KEEPALIVE: Final = AwarenessUpdate(encode_awareness([])).encode()
 
 _READ_ONLY: Final = PermissionDenied("this connection is read-only: the edit was refused").encode()
 
-# A message's payload, read and checked: ready to act on. None if there is nothing to do.
-_Checked: TypeAlias = (
-    ParsedUpdate | dict[int, int] | list[AwarenessEntry] | QueryAwareness | Custom | None
-)
-
 
 @dataclass(slots=True)
 class _Stalled:
@@ -260,6 +228,10 @@ class Room:
         self._members: dict[Member, None] = {}
         """In the order they joined."""
         self._stalled: dict[Member, _Stalled] = {}
+        self._questions: dict[Member, dict[int, int]] = {}
+        """SyncStep1s that came too soon after the last and wait for their answer."""
+        self._queries: dict[Member, None] = {}
+        """Members whose QueryAwareness came too soon likewise."""
         self._present: tuple[Member, ...] | None = None
         self._synced: tuple[Member, ...] | None = None
         self._owners: dict[int, Member] = {}
@@ -302,6 +274,8 @@ class Room:
         """
         if self.state is State.CLOSED:
             raise LocalProtocolError(f"the room {self.name!r} is closed")
+        if len(self._members) >= self.settings.max_members:
+            return self.refuse(CloseCode.TRY_AGAIN_LATER, "the room is full", now=now)
         member = Member(self, joined_at=now, read_only=read_only)
         self._members[member] = None
         self.joins += 1
@@ -311,12 +285,19 @@ class Room:
             self._keepalive_at = now + self.settings.keepalive
         return member, self._greet(member) if self.state is State.OPEN else []
 
+    def refuse(self, code: CloseCode, reason: str, *, now: float) -> tuple[Member, list[Effect]]:
+        """Turn somebody away who wants to join: told why, and never in the room."""
+        member = Member(self, joined_at=now, read_only=True)
+        return member, [Close(member, code, reason)]
+
     def leave(self, member: Member, *, now: float) -> list[Effect]:
         """A member's connection is gone. The others no longer see it. Does nothing if it left."""
         if not self._is_in(member):
             return []
         del self._members[member]
         self._stalled.pop(member, None)
+        self._questions.pop(member, None)
+        self._queries.pop(member, None)
         self._audience_changed()
         if not self._members:
             self._keepalive_at = None
@@ -325,24 +306,42 @@ class Room:
             del self._owners[client]
         return self._tell_awareness(self.awareness.remove(member._clocks, now))
 
-    def receive(self, member: Member, frame: bytes, *, now: float) -> list[Effect]:
+    def receive(self, member: Member, frame: bytes | Frame, *, now: float) -> list[Effect]:
         """Take in one WebSocket message. Does nothing if the member has left.
+
+        Of a `Frame`, only a small part of the work is done: call again until it is `done`, and
+        take in nothing else of this member meanwhile.
 
         Malformed bytes change nothing, and cost the member its connection: the effects are then
         its `Close` and what its leaving means for the others.
         """
+        if isinstance(frame, Frame):
+            return self._receive(member, frame, now)
+        frame = Frame(frame)
+        effects: list[Effect] = []
+        while not frame.done:
+            effects += self._receive(member, frame, now)
+        return effects
+
+    def _receive(self, member: Member, frame: Frame, now: float) -> list[Effect]:
         if not self._is_in(member):
+            frame.done = True
             return []
-        if self.state is State.LOADING:
-            return self._keep_waiting(member, frame, now)
         try:
-            checked = [_check(message) for message in decode(bytes(frame))]
+            contents = frame.read(self.settings)
         except RemoteProtocolError as exc:
+            frame.done = True
             self.counters.bad_frames += 1
             return self._dismiss(member, exc.close_code, str(exc), now)
+        if contents is None:
+            return []
+        if self.state is State.LOADING:
+            frame.done = True
+            return self._keep_waiting(member, frame, now)
         effects: list[Effect] = []
-        for content in _ask_once(checked):
-            self._act(member, content, now, effects)
+        if contents:
+            self._act(member, contents.popleft(), now, effects)
+        frame.done = not contents
         return effects
 
     def close(self, code: CloseCode, reason: str, *, now: float) -> list[Effect]:
@@ -351,6 +350,8 @@ class Room:
         effects: list[Effect] = [Close(member, code, reason) for member in self._members]
         self._members.clear()
         self._stalled.clear()
+        self._questions.clear()
+        self._queries.clear()
         self._audience_changed()
         self._owners.clear()
         self._keepalive_at = None
@@ -360,8 +361,10 @@ class Room:
 
     # -- loading
 
-    def load(self, update: bytes) -> None:
+    def load(self, update: bytes | ParsedUpdate) -> None:
         """Take in an update from the store, before anyone is answered.
+
+        `ycore.updates` has what it takes to do that with a long one step by step.
 
         Raises:
             LocalProtocolError: the room is not loading.
@@ -387,7 +390,9 @@ class Room:
         for member in waiting:
             frames, member._waiting = member._waiting, []
             for frame in frames:
-                effects += self.receive(member, frame, now=now)
+                frame.done = False
+                while not frame.done:
+                    effects += self._receive(member, frame, now)
         return effects
 
     # -- slow members
@@ -423,6 +428,8 @@ class Room:
         """When `handle_timeout` has something to do next; None if never."""
         times = [self._keepalive_at, self.awareness.next_timeout()]
         times += [stalled.since + self.settings.stall_timeout for stalled in self._stalled.values()]
+        times += [member._synced_at + self.settings.answer_interval for member in self._questions]
+        times += [member._queried_at + self.settings.answer_interval for member in self._queries]
         return min((time for time in times if time is not None), default=None)
 
     def handle_timeout(self, *, now: float) -> list[Effect]:
@@ -432,6 +439,14 @@ class Room:
             if now >= stalled.since + self.settings.stall_timeout:
                 reason = f"too slow for {self.settings.stall_timeout:g} s"
                 effects += self._dismiss(member, CloseCode.TRY_AGAIN_LATER, reason, now)
+        for member, clocks in list(self._questions.items()):
+            if now >= member._synced_at + self.settings.answer_interval:
+                del self._questions[member]
+                self._asked(member, clocks, now, effects)
+        for member in list(self._queries):
+            if now >= member._queried_at + self.settings.answer_interval:
+                del self._queries[member]
+                self._answer_query(member, now, effects)
         if self._keepalive_at is not None and now >= self._keepalive_at:
             effects.append(Send(_KEEPALIVE, self._who_is_present()))
             self._keepalive_at = now + self.settings.keepalive
@@ -454,9 +469,8 @@ class Room:
         """What a member lacks who has the structs below these clocks."""
         return Send(SyncStep2(self.store.diff(clocks)).encode(), (member,))
 
-    def _keep_waiting(self, member: Member, frame: bytes, now: float) -> list[Effect]:
-        member._waiting_bytes += len(frame)
-        if member._waiting_bytes > self.settings.max_waiting_bytes:
+    def _keep_waiting(self, member: Member, frame: Frame, now: float) -> list[Effect]:
+        if sum(map(len, member._waiting)) + len(frame) > self.settings.max_waiting_bytes:
             reason = "too much was sent before the room was loaded"
             return self._dismiss(member, CloseCode.MESSAGE_TOO_BIG, reason, now)
         member._waiting.append(frame)
@@ -465,28 +479,48 @@ class Room:
     def _dismiss(self, member: Member, code: CloseCode, reason: str, now: float) -> list[Effect]:
         return [Close(member, code, reason), *self.leave(member, now=now)]
 
-    def _act(self, member: Member, content: _Checked, now: float, effects: list[Effect]) -> None:
+    def _act(self, member: Member, content: Content, now: float, effects: list[Effect]) -> None:
         if isinstance(content, ParsedUpdate):
-            self._take_update(member, content, effects)
+            self._take_update(member, content, now, effects)
         elif isinstance(content, dict):
-            if not member.synced:
-                member.synced = True
-                self._audience_changed()
-            if member in self._stalled:
-                self._stalled[member].clocks = content
-            else:
-                effects.append(self._catch_up(member, content))
+            self._asked(member, content, now, effects)
         elif isinstance(content, list):
             self._take_awareness(member, content, now, effects)
         elif isinstance(content, QueryAwareness):
-            self._send_awareness(member, list(self.awareness.states), effects)
-        elif isinstance(content, Custom):
-            if content.type in self.settings.custom_types:
-                effects.append(CustomMessage(member, content.type, content.payload))
+            if now < member._queried_at + self.settings.answer_interval:
+                self._queries[member] = None
             else:
-                self.counters.unknown_messages += 1
+                self._answer_query(member, now, effects)
+        elif content.type in self.settings.custom_types:
+            effects.append(CustomMessage(member, content.type, content.payload))
+        else:
+            self.counters.unknown_messages += 1
 
-    def _take_update(self, member: Member, update: ParsedUpdate, effects: list[Effect]) -> None:
+    def _asked(
+        self, member: Member, clocks: dict[int, int], now: float, effects: list[Effect]
+    ) -> None:
+        """A SyncStep1: what does the member lack who has the structs below these clocks?"""
+        if member in self._stalled:
+            member.synced = True
+            self._stalled[member].clocks = clocks
+        elif member in self._questions:
+            self._questions[member] = common_clocks(self._questions[member], clocks)
+        elif now < member._synced_at + self.settings.answer_interval:
+            self._questions[member] = clocks
+        else:
+            if not member.synced:
+                member.synced = True
+                self._audience_changed()
+            member._synced_at = now
+            effects.append(self._catch_up(member, clocks))
+
+    def _answer_query(self, member: Member, now: float, effects: list[Effect]) -> None:
+        member._queried_at = now
+        self._send_awareness(member, list(self.awareness.states), effects)
+
+    def _take_update(
+        self, member: Member, update: ParsedUpdate, now: float, effects: list[Effect]
+    ) -> None:
         """An edit, or the offline edits of a SyncStep2: they differ in nothing here."""
         if member.read_only:
             # The answer to our SyncStep1 repeats what it knows; that is no edit.
@@ -494,6 +528,12 @@ class Room:
                 self.counters.refused_updates += 1
                 if member not in self._stalled:
                     effects.append(Send(_READ_ONLY, (member,)))
+            return
+        limit = self.settings.max_document_bytes
+        if self.store.size > limit and not self.store.knows(update):
+            self.counters.refused_updates += 1
+            reason = f"the document is full: it takes more than {limit} bytes"
+            effects += self._dismiss(member, CloseCode.DOCUMENT_FULL, reason, now)
             return
         new = self.store.add(update)
         if new is not None:
@@ -519,6 +559,9 @@ class Room:
             is_new = client not in member._clocks
             returns = not member._clocks and self.awareness.gone_since(client) is not None
             owner = self._owners.get(client)
+            if state is not None and not self._has_space(member, client, state):
+                self.counters.refused_awareness += 1
+                continue
             if not self._vouch(member, entry):
                 if state is not None and owner and not (member._clocks or probed):
                     effects.append(Probe(owner))
@@ -544,6 +587,14 @@ class Room:
             self._send_awareness(member, others, effects)
             for owner in {self._owners[client]: None for client in others}:
                 self._teach(owner, effects)
+
+    def _has_space(self, member: Member, client: int, state: str) -> bool:
+        """Whether this state and those of the member's other ids are short enough."""
+        others = [other for other in member._clocks if other != client]
+        if not others:
+            return True  # it was looked at when the frame was read
+        taken = sum(len(entry.state or "") for entry in self.awareness.entries(others))
+        return taken + len(state) <= self.settings.max_awareness_bytes
 
     def _vouch(self, member: Member, entry: AwarenessEntry) -> bool:
         """Whether what a member says of an id counts. If so, it owns the id.
@@ -614,31 +665,3 @@ class Room:
     ) -> None:
         if to and to != (skip,):
             effects.append(Send(frame, to, skip))
-
-
-def _ask_once(contents: list[_Checked]) -> list[_Checked]:
-    """Several SyncStep1 in one frame become one, the last, which asks for all that they ask for.
-
-    Each would be answered with up to the whole document, for four bytes.
-    """
-    asked = [content for content in contents if isinstance(content, dict)]
-    if len(asked) < 2:
-        return contents
-    common = asked.pop()
-    for clocks in asked:
-        common = {client: min(common[client], clocks[client]) for client in common.keys() & clocks}
-    rest: list[_Checked] = [content for content in contents if not isinstance(content, dict)]
-    return [*rest, common]
-
-
-def _check(message: Message) -> _Checked:
-    """Read a message's payload. Raises RemoteProtocolError; changes nothing."""
-    if isinstance(message, Update | SyncStep2):
-        return parse_update(message.update)
-    if isinstance(message, SyncStep1):
-        return decode_state_vector(message.state_vector)
-    if isinstance(message, AwarenessUpdate):
-        return decode_awareness(message.payload)
-    if isinstance(message, QueryAwareness | Custom):
-        return message
-    return None  # PermissionDenied is a server's word: from a client it means nothing

@@ -18,7 +18,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from types import TracebackType
@@ -33,6 +33,7 @@ from ycore import (
     CloseCode,
     CustomMessage,
     Effect,
+    Frame,
     Hub,
     Load,
     LocalProtocolError,
@@ -46,6 +47,7 @@ from ycore import (
     State,
     Unload,
 )
+from ycore.updates import ParsedUpdate, parse_update_steps, parts_of
 
 from .stores import RoomCorrupt, RoomNotFound, Store, StoreError
 
@@ -54,8 +56,10 @@ logger = logging.getLogger(__name__)
 _TICK: Final = 1.0
 """Seconds between looks at what is due, if the hub names no earlier time: deadlines that arise
 meanwhile are noticed this late at worst."""
-_LOAD_SLICE: Final = 0.01
-"""For how many seconds a room's stored updates are taken in before others get a turn."""
+_SLICE: Final = 0.005
+"""For how many seconds long work goes on before others get a turn (see `Driver._my_turn`)."""
+_LONG: Final = 16 * 1024
+"""From how many bytes on a stored update is taken in step by step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +125,18 @@ def _size(effect: Effect) -> int:
     return len(effect.frame) if isinstance(effect, Send) else 0
 
 
+def _load_steps(room: Room, update: bytes) -> Generator[None, None, None]:
+    """Have a room load a stored update. Pauses at least once; stops if the room is closed."""
+    parts: Iterable[bytes | ParsedUpdate] = (update,)
+    if len(update) >= _LONG:
+        parts = parts_of((yield from parse_update_steps(update)))
+    for part in parts:
+        if room.state is not State.LOADING:
+            return
+        room.load(part)
+        yield
+
+
 class Driver:
     """Runs a hub. An async context manager: use it only inside.
 
@@ -149,6 +165,7 @@ class Driver:
         self._draining = False
         self._dirty: list[Connection] = []
         self._something_dirty = anyio.Event()
+        self._turn = anyio.Lock()
         self._stack = AsyncExitStack()
         self._tasks: anyio.abc.TaskGroup | None = None
 
@@ -185,11 +202,19 @@ class Driver:
     async def receive(self, member: Member, frame: bytes) -> None:
         """A WebSocket message came from a member. Returns when the next may be read."""
         room = member.room
-        self._carry_out(room, room.receive(member, frame, now=self.clock()))
-        while (work := self._work.get(room)) is not None and (
-            work.backlog > self.limits.max_backlog_bytes or room.state is State.LOADING
-        ):
-            await work.progress.wait()
+        while room.state is State.LOADING and room in self._work:
+            await self._work[room].progress.wait()
+        message = Frame(frame)
+        pause = 0.0
+        while True:
+            self._carry_out(room, room.receive(member, message, now=self.clock()))
+            while (work := self._work.get(room)) and work.backlog > self.limits.max_backlog_bytes:
+                await work.progress.wait()
+            if message.done:
+                return
+            if self.clock() > pause:
+                await self._my_turn()
+                pause = self.clock() + _SLICE
 
     def leave(self, member: Member) -> None:
         """A member's connection is gone."""
@@ -274,16 +299,16 @@ class Driver:
                 self._do(effect)
 
     async def _load(self, room: Room) -> None:
-        pause = self.clock() + _LOAD_SLICE
+        pause = 0.0
         try:
             async with aclosing(self._store.load(room.name)) as updates:
                 async for update in updates:
+                    for _ in _load_steps(room, update):
+                        if self.clock() > pause:
+                            await self._my_turn()
+                            pause = self.clock() + _SLICE
                     if room.state is not State.LOADING:
                         return  # closed meanwhile
-                    room.load(update)
-                    if self.clock() > pause:
-                        await lowlevel.checkpoint()
-                        pause = self.clock() + _LOAD_SLICE
         except RoomNotFound:
             pass  # a new room
         except RemoteProtocolError as exc:
@@ -352,18 +377,33 @@ class Driver:
 
     # -- tasks
 
+    async def _my_turn(self) -> None:
+        """Wait until long work may go on for a slice.
+
+        Once per turn of the event loop one of all who wait here may: however many long messages
+        come at the same time, what is short waits for one slice at most.
+        """
+        async with self._turn:
+            await lowlevel.checkpoint()
+
     async def _flush(self) -> None:
         while True:
             await self._something_dirty.wait()
             self._something_dirty = anyio.Event()
             dirty, self._dirty = self._dirty, []
             for connection in dirty:
-                connection.flush()
+                try:
+                    connection.flush()
+                except Exception:  # a bug: it costs this connection's member, nobody else
+                    logger.exception("flush failed")
 
     async def _tick(self) -> None:
         while True:
             due = self.hub.next_timeout()
             wait = _TICK if due is None else min(_TICK, max(0.1, due - self.clock()))
             await anyio.sleep(wait)
-            for room, effects in self.hub.handle_timeout(now=self.clock()):
-                self._carry_out(room, effects)
+            try:
+                for room, effects in self.hub.handle_timeout(now=self.clock()):
+                    self._carry_out(room, effects)
+            except Exception:  # a bug: what is due is late, and everything else goes on
+                logger.exception("tick failed")

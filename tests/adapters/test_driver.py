@@ -10,6 +10,8 @@ from typing import TypeAlias
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from build import gc as collected
+from build import update
 from scripted import ScriptedStore
 from ycore_adapters.driver import Connection, Driver, DriverSettings
 from ycore_adapters.stores import RoomCorrupt, StoreUnavailable
@@ -90,8 +92,8 @@ class Client(Connection):
 
 def merged(*updates: bytes) -> bytes:
     store = StructStore()
-    for update in updates:
-        store.add(update)
+    for one in updates:
+        store.add(one)
     return store.encode()
 
 
@@ -425,7 +427,9 @@ async def test_members_are_read_no_further_while_too_much_waits_for_the_store() 
 async def test_answers_that_wait_behind_the_store_count_too() -> None:
     """A few bytes ask for the whole document: asking again and again must not fill the memory."""
     store = ScriptedStore()
-    async with Driver(store, limits=DriverSettings(max_backlog_bytes=100_000)) as driver:
+    limits = DriverSettings(max_backlog_bytes=100_000)
+    settings = Settings(answer_interval=0)
+    async with Driver(store, limits=limits, settings=settings) as driver:
         a = Client(driver)
         await a.say(edit(1, 0, bytes(50_000)))
         await settle()
@@ -437,6 +441,118 @@ async def test_answers_that_wait_behind_the_store_count_too() -> None:
             (work,) = driver._work.values()
             assert 100_000 < work.backlog < 200_000
             store.let_go("append")
+
+
+# ---- long work
+
+
+class BusyClock:
+    """A millisecond passes whenever somebody looks."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
+def long_edit(client: int, structs: int = 100_000) -> bytes:
+    return Update(update({(client, 0): [collected(1)] * structs})).encode()
+
+
+async def test_while_a_long_message_is_read_other_rooms_go_on() -> None:
+    clock = BusyClock()
+    async with Driver(ScriptedStore(), clock=clock) as driver:
+        slow, a, b = Client(driver, "long"), Client(driver), Client(driver)
+        for client in (slow, a, b):
+            await client.sync()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(slow.say, long_edit(9), edit(1, 0))
+            tasks.start_soon(a.say, edit(1, 0), edit(1, 1), edit(1, 2))
+            while len(b.heard()) < 3:
+                await checkpoint()
+            assert driver.hub.rooms["long"].store.size == 0
+        # In the order they came.
+        assert driver.hub.rooms["long"].store.state_vector() == {9: 100_000, 1: 1}
+
+
+async def test_many_long_messages_hold_the_others_up_no_longer_than_one() -> None:
+    clock = BusyClock()
+    async with Driver(ScriptedStore(), clock=clock) as driver:
+        clients = [Client(driver, f"long{i}") for i in range(9)]
+        for client in clients:
+            await client.sync()
+        done = 0
+
+        async def say(client: Client) -> None:
+            nonlocal done
+            await client.say(long_edit(9))
+            done += 1
+
+        longest = 0.0
+        async with anyio.create_task_group() as tasks:
+            for client in clients:
+                tasks.start_soon(say, client)
+            await checkpoint()  # the first step of each is done at once
+            while done < len(clients):
+                began = clock.now
+                await checkpoint()
+                longest = max(longest, clock.now - began)
+        assert longest < 0.03
+        assert all(c.member.room.store.state_vector() == {9: 100_000} for c in clients)
+
+
+async def test_a_long_document_is_loaded_step_by_step() -> None:
+    parts = update({(client, 0): [collected(1)] for client in range(9000)})
+    many = update({(9999, 0): [collected(1)] * 100_000})
+    store = ScriptedStore(long=[parts, many], short=[])
+    clock = BusyClock()
+    async with Driver(store, clock=clock) as driver:
+        slow = Client(driver, "long")
+        a = Client(driver, "short")
+        await a.say(edit(1, 0))
+        await settle()
+        assert slow.member.room.state is State.OPEN
+        assert len(slow.member.room.store.state_vector()) == 9001
+
+    async with Driver(store, clock=clock) as driver:
+        slow = Client(driver, "long")
+        while not slow.member.room.store.size:
+            await checkpoint()
+        assert slow.member.room.state is State.LOADING
+        await driver.drain()  # which a room that is still loading doesn't hold up
+        assert slow.closed
+        assert len(slow.member.room.store.state_vector()) < 9001
+
+
+async def test_a_failing_flush_is_not_everybodys(caplog: pytest.LogCaptureFixture) -> None:
+    async with Driver(ScriptedStore()) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.sync()
+        await b.sync()
+        c = Client(driver)
+        await c.sync()
+        flushed, b.flush = c.flushes, None  # type: ignore[assignment, method-assign]
+        await a.say(edit(1, 0))
+        await settle()
+        assert "flush failed" in caplog.text
+        assert c.flushes > flushed
+
+
+async def test_a_failing_tick_is_not_everybodys(
+    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Driver(ScriptedStore(), clock=clock) as driver:
+        a = Client(driver)
+        await a.sync()
+        handle_timeout = driver.hub.handle_timeout
+        monkeypatch.setattr(driver.hub, "handle_timeout", None)
+        await clock.advance(20)
+        assert "tick failed" in caplog.text
+        monkeypatch.setattr(driver.hub, "handle_timeout", handle_timeout)
+        await clock.advance(20)
+        assert a.sent == [KEEPALIVE]
 
 
 # ---- unloading

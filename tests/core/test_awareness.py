@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ycore import Awareness, AwarenessEntry, LocalProtocolError, RemoteProtocolError
-from ycore.awareness import OUTDATED_AFTER, RENEW_AFTER, decode_awareness, encode_awareness
+from ycore.awareness import (
+    OUTDATED_AFTER,
+    RENEW_AFTER,
+    decode_awareness,
+    decode_awareness_steps,
+    encode_awareness,
+)
 
 
 def entry(client: int, clock: int, state: str | None = "{}") -> AwarenessEntry:
@@ -15,6 +21,13 @@ def entry(client: int, clock: int, state: str | None = "{}") -> AwarenessEntry:
 
 
 # ---- bytes
+
+
+def test_long_ones_are_read_step_by_step() -> None:
+    many = encode_awareness([entry(client, 1) for client in range(5000)])
+    assert sum(1 for _ in decode_awareness_steps(many, 9999, 99)) == 4
+    long = encode_awareness([entry(1, 1, "[" + "1," * 5000 + "1]")])
+    assert sum(1 for _ in decode_awareness_steps(long, 1, 99_999)) > 3
 
 
 def test_both_ways() -> None:

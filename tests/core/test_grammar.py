@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from build import (
@@ -16,6 +17,7 @@ from build import (
     item,
     json,
     skip,
+    string,
     text,
     type_,
     uint,
@@ -25,8 +27,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ycore import RemoteProtocolError, check_update
-from ycore.lib0 import MAX_SAFE_INTEGER, UNDEFINED, BigInt
-from ycore.updates import decode_state_vector, encode_state_vector, parse_update
+from ycore.lib0 import MAX_SAFE_INTEGER, UNDEFINED, BigInt, Steps
+from ycore.updates import (
+    decode_state_vector,
+    decode_state_vector_steps,
+    encode_state_vector,
+    parse_update,
+    parse_update_steps,
+    parts_of,
+)
+from ycore.updates._deletes import coalesce
 
 LONG = "x" * 200
 CONTENTS = [
@@ -202,7 +212,70 @@ def test_sections_are_split_at_skips() -> None:
     first, second = parsed.sections
     assert (first.client, first.start, first.ends) == (1, 2, [3, 6])
     assert (second.client, second.start, second.ends) == (1, 10, [11])
-    assert parsed.data[first.offsets[1] : first.stop] == item(text("abc"))
+    assert parsed.data[first.begin + first.offsets[1] : first.stop] == item(text("abc"))
+
+
+@given(
+    st.dictionaries(
+        st.integers(0, 5),
+        st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), min_size=1, max_size=9),
+        max_size=3,
+    )
+)
+def test_delete_ranges_are_put_in_order(deletes: dict[int, list[tuple[int, int]]]) -> None:
+    parsed = parse_update(update({}, deletes))
+    assert parsed.deletes == {
+        client: coalesce((start, start + length) for start, length in ranges)
+        for client, ranges in deletes.items()
+    }
+    told = {
+        client: [(start, start + length) for start, length in ranges]
+        for client, ranges in deletes.items()
+    }
+    assert parsed.tidy == (parsed.deletes == told)
+
+
+def test_many_delete_ranges_in_the_worst_order() -> None:
+    some = [(2 * i, 1) for i in range(5000)]
+    expected = [(start, start + 1) for start, _ in some]
+    assert parse_update(update({}, {1: some[::-1]})).deletes == {1: expected}
+    assert parse_update(update({}, {1: [(0, 1)] * 5000})).deletes == {1: [(0, 1)]}
+    covered = [(i, 10_000 - 2 * i) for i in range(5000)]
+    assert parse_update(update({}, {1: covered})).deletes == {1: [(0, 10_000)]}
+
+
+def pauses(steps: Steps[Any]) -> int:
+    return sum(1 for _ in steps)
+
+
+MANY = 5000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        update({(client, 0): [gc(1)] for client in range(MANY)}),
+        update({(1, 0): [gc(1)] * MANY}),
+        update({}, {1: [(2 * i, 1) for i in range(MANY)]}),
+        update({}, {client: [(0, 1)] for client in range(MANY)}),
+        update({(1, 0): [item(b"\x08" + uint(MANY) + b"\x7e" * MANY)]}),
+        update({(1, 0): [item(b"\x02" + uint(MANY) + b"\x010" * MANY)]}),
+        update({(1, 0): [item(b"\x02" + uint(1) + string("[" + "1," * MANY + "1]"))]}),
+        update({(1, 0): [item(embed("[" + "1," * MANY + "1]"))]}),
+    ],
+)
+def test_long_updates_are_read_step_by_step(data: bytes) -> None:
+    assert 3 < pauses(parse_update_steps(data)) < 30
+
+
+def test_long_state_vectors_are_read_step_by_step() -> None:
+    long = encode_state_vector(dict.fromkeys(range(MANY), 1))
+    assert 3 < pauses(decode_state_vector_steps(long)) < 30
+
+
+def test_what_is_short_is_not_taken_apart() -> None:
+    parsed = parse_update(update({(1, 0): [gc(1)] * MANY}, {1: [(0, 1)]}))
+    assert list(parts_of(parsed)) == [parsed]
 
 
 @given(st.binary(max_size=60))

@@ -33,6 +33,16 @@ def test_a_room_is_loaded_once_for_all_who_join_meanwhile() -> None:
     assert plain(effects) == [("send", ("step1", {}), [three])]
 
 
+def test_a_hub_has_only_so_many_rooms() -> None:
+    hub = Hub(Settings(max_rooms=1))
+    opened(hub, "doc")
+    late, effects = hub.join("other", now=0)
+    assert plain(effects) == [("close", late, 1013)]
+    assert list(hub.rooms) == ["doc"]
+    assert late.room.leave(late, now=0) == []
+    assert opened(hub, "doc") in hub.rooms["doc"].members
+
+
 def test_a_failed_load_refuses_those_who_wait_and_the_next_join_loads_afresh() -> None:
     hub = Hub()
     one, _ = hub.join("doc", now=0)

@@ -18,8 +18,8 @@ PUBLIC = {
         "ProtocolError",
         "RemoteProtocolError",
     ),
-    *("Room", "Send", "Settings", "State", "StructStore", "Unload", "check_update"),
-    *("diff_update", "encode_state_vector_from_update", "merge_updates"),
+    *("Frame", "Room", "Send", "Settings", "State", "StructStore", "Unload", "UpdateLimits"),
+    *("check_update", "diff_update", "encode_state_vector_from_update", "merge_updates"),
 }
 
 PROBE = """

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from build import item, text, typed, update
+from build import gc, item, skip, text, typed, update
 from script import edit, plain, receivers, show, step1
 
 from ycore import (
     Close,
     CloseCode,
     CustomMessage,
+    Frame,
     LocalProtocolError,
     Member,
     Persist,
@@ -21,6 +22,8 @@ from ycore import (
     Send,
     Settings,
     State,
+    UpdateLimits,
+    merge_updates,
 )
 from ycore.messages import Custom, PermissionDenied, QueryAwareness, SyncStep2
 
@@ -67,7 +70,7 @@ def test_a_joiner_is_greeted_with_the_state_vector_and_who_is_here(room: Room) -
 def test_a_step1_is_answered_even_with_nothing(room: Room) -> None:
     member, _ = room.join(now=0)
     assert plain(room.receive(member, step1(), now=0)) == [("send", ("step2", EMPTY), [member])]
-    assert plain(room.receive(member, step1({9: 9}), now=0)) == [
+    assert plain(room.receive(member, step1({9: 9}), now=1)) == [
         ("send", ("step2", EMPTY), [member])
     ]
 
@@ -477,12 +480,12 @@ def test_too_much_while_loading() -> None:
     assert room.members == ()
 
 
-def test_bad_bytes_while_loading_are_found_when_it_is_open() -> None:
+def test_bad_bytes_are_found_while_the_room_loads() -> None:
     room = Room("doc", loading=True)
     bad, good = room.join(now=0)[0], room.join(now=0)[0]
-    for frame in (b"", edit(A)):
-        room.receive(bad, frame, now=0)
-    assert ("close", bad, 1007) in plain(room.opened(now=0))
+    assert plain(room.receive(bad, b"", now=0)) == [("close", bad, 1007)]
+    assert room.receive(bad, edit(A), now=0) == []
+    room.opened(now=0)
     assert room.members == (good,)
     assert room.store.encode() == EMPTY
 
@@ -667,9 +670,195 @@ def test_asking_often_in_one_frame_is_answered_once(room: Room) -> None:
     writer, reader = enter(room), enter(room)
     room.receive(writer, edit(A) + edit(B) + edit(C), now=0)
     frame = step1({1: 3}) * 100 + step1({1: 1, 2: 5}) + step1({1: 2})
-    assert plain(room.receive(reader, frame, now=0)) == [
+    assert plain(room.receive(reader, frame, now=1)) == [
         ("send", ("step2", update({(1, 1): [item(text("bc"), origin=(1, 0))]})), [reader])
     ]
+
+
+def test_asking_again_and_again_is_answered_once_a_second(room: Room) -> None:
+    writer, reader = enter(room), enter(room, now=10)
+    room.receive(writer, edit(A) + edit(B) + edit(C), now=10)
+    assert room.receive(reader, step1({1: 2}), now=10.5) == []
+    assert room.receive(reader, step1({1: 1, 2: 5}), now=10.6) == []
+    assert room.next_timeout() == 11
+    assert room.handle_timeout(now=10.9) == []
+    assert plain(room.handle_timeout(now=11)) == [
+        ("send", ("step2", update({(1, 1): [item(text("bc"), origin=(1, 0))]})), [reader])
+    ]
+    assert room.handle_timeout(now=11.5) == []
+    assert room.receive(reader, step1({1: 3}), now=11.9) == []
+    assert plain(room.receive(writer, step1({1: 3}), now=11.9)) == [
+        ("send", ("step2", EMPTY), [writer])
+    ]
+    room.leave(reader, now=11.9)
+    assert room.handle_timeout(now=12) == []
+
+
+def test_a_late_answer_to_a_stalled_member_is_given_when_it_resumes(room: Room) -> None:
+    writer, reader = enter(room), enter(room)
+    room.receive(writer, edit(A), now=0)
+    assert room.receive(reader, step1(), now=0.5) == []
+    room.stall(reader, now=0.6)
+    assert room.handle_timeout(now=1) == []
+    assert plain(room.resume(reader)) == [("send", ("step2", A), [reader])]
+
+
+def test_awareness_is_told_once_a_second(room: Room) -> None:
+    shower, asker = enter(room), enter(room)
+    room.receive(shower, show((7, 1, "{}")), now=0)
+    answer = ("send", ("awareness", (7, 2, "{}")), [asker])
+    query = QueryAwareness().encode()
+    assert plain(room.receive(asker, query, now=5)) == [answer]
+    assert room.receive(asker, query, now=5.1) == []
+    assert room.receive(asker, query, now=5.2) == []
+    assert room.next_timeout() == 6
+    assert room.handle_timeout(now=5.9) == []
+    assert plain(room.handle_timeout(now=6)) == [answer]
+    assert room.receive(asker, query, now=6.1) == []
+    room.leave(asker, now=6.2)
+    assert room.handle_timeout(now=7) == []
+
+
+# ---- long frames, and limits
+
+
+def taken_in(room: Room, member: Any, frame: Frame) -> tuple[list[Any], int]:
+    """All effects of a frame, and in how many steps they came."""
+    effects: list[Any] = []
+    steps = 0
+    while not frame.done:
+        effects += plain(room.receive(member, frame, now=0))
+        steps += 1
+    return effects, steps
+
+
+def test_a_short_frame_takes_one_step(room: Room) -> None:
+    member = enter(room)
+    assert taken_in(room, member, Frame(edit(A))) == ([("persist", A)], 1)
+
+
+def test_a_long_frame_is_read_step_by_step_and_others_come_between(room: Room) -> None:
+    author, other = enter(room), enter(room)
+    structs = [item(text("x"), parent="t") for _ in range(10_000)]
+    long = Frame(edit(update({(9, 0): structs})))
+    assert len(long) > 50_000
+    assert room.receive(author, long, now=0) == []
+    assert not long.done
+    assert plain(room.receive(other, edit(A), now=0)) == [
+        ("persist", A),
+        ("send", ("update", A), [author]),
+    ]
+    effects, steps = taken_in(room, author, long)
+    assert [kind for kind, *_ in effects] == ["persist", "send"]
+    assert steps > 5
+    assert room.store.state_vector() == {9: 10_000, 1: 1}
+
+
+def test_what_names_many_clients_is_taken_in_by_parts(room: Room) -> None:
+    author, other = enter(room), enter(room)
+    whole = update(
+        {(client, 0): [gc(2)] for client in range(1, 5001)},
+        {client: [(0, 1)] for client in range(1, 3001)} | {9999: [(2 * i, 1) for i in range(3000)]},
+    )
+    effects, steps = taken_in(room, author, Frame(edit(whole)))
+    stored = [effect[1] for effect in effects if effect[0] == "persist"]
+    sent = [effect[1][1] for effect in effects if effect[0] == "send"]
+    assert stored == sent
+    assert 5 < len(stored) < 12
+    assert steps >= len(stored)
+    assert all(len(part) < len(whole) / 2 for part in stored)
+    assert merge_updates(stored) == room.store.encode() == merge_updates([whole])
+    assert taken_in(room, other, Frame(edit(whole)))[0] == []
+
+
+def test_a_bad_end_undoes_a_long_beginning(room: Room) -> None:
+    bad, good = enter(room), enter(room)
+    structs = [item(text("x"), parent="t") for _ in range(10_000)]
+    frame = Frame(edit(update({(9, 0): structs})) + b"\x00\x09\x00")
+    assert taken_in(room, bad, frame)[0] == [("close", bad, 1007)]
+    assert room.store.encode() == EMPTY
+    assert room.members == (good,)
+
+
+def test_who_is_gone_has_nothing_more_taken_in(room: Room) -> None:
+    member = enter(room)
+    frame = Frame(edit(update({(client, 0): [gc(2)] for client in range(9000)})))
+    while not room.store.size:
+        room.receive(member, frame, now=0)
+    room.leave(member, now=0)
+    assert taken_in(room, member, frame) == ([], 1)
+    assert 0 < len(room.store.state_vector()) < 9000
+
+
+def test_a_frame_has_only_so_many_messages(room: Room) -> None:
+    fine, bad = enter(room), enter(room)
+    assert room.receive(fine, edit(A) * 1000, now=0)
+    assert plain(room.receive(bad, edit(B) * 1001, now=0)) == [("close", bad, 1009)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "good", "bad"),
+    [
+        (UpdateLimits(structs=2), {(1, 0): [gc(1), gc(1)]}, {(1, 0): [gc(1), gc(1), gc(1)]}),
+        (UpdateLimits(structs=2), {(1, 0): [gc(1)]}, {(1, 0): [gc(1), gc(1)], (2, 0): [gc(1)]}),
+        (UpdateLimits(sections=1), {(1, 0): [gc(1)]}, {(1, 0): [gc(1)], (2, 0): [gc(1)]}),
+        (UpdateLimits(sections=1), {(1, 0): [gc(1)]}, {(1, 0): [gc(1), skip(1), gc(1), skip(1)]}),
+        (UpdateLimits(sections=1), {(1, 0): [gc(1)]}, {(1, 0): [gc(1), skip(1), gc(1)]}),
+    ],
+)
+def test_an_update_has_only_so_much(limits: UpdateLimits, good: Any, bad: Any) -> None:
+    room = Room("doc", settings=Settings(update_limits=limits))
+    member = enter(room)
+    assert room.receive(member, edit(update(good)), now=0)
+    assert plain(room.receive(member, edit(update(bad)), now=0)) == [("close", member, 1009)]
+
+
+def test_an_update_has_only_so_many_delete_ranges() -> None:
+    room = Room("doc", settings=Settings(update_limits=UpdateLimits(delete_ranges=2)))
+    member = enter(room)
+    assert room.receive(member, edit(update({}, {1: [(0, 1), (5, 1)]})), now=0)
+    bad = edit(update({}, {1: [(0, 1)], 2: [(0, 1), (5, 1)]}))
+    assert plain(room.receive(member, bad, now=0)) == [("close", member, 1009)]
+
+
+def test_a_full_document_takes_what_it_knows_and_nothing_else() -> None:
+    room = Room("doc", settings=Settings(max_document_bytes=2000))
+    author, other = enter(room), enter(room)
+    big = update({(1, 0): [item(text("x" * 3000), parent="t")]})
+    assert plain(room.receive(author, edit(big), now=0))[0] == ("persist", big)
+    assert room.receive(author, edit(big), now=0) == []
+    new = edit(update({(2, 0): [gc(1)]}))
+    assert plain(room.receive(author, new, now=0)) == [("close", author, 4413)]
+    assert room.counters.refused_updates == 1
+    assert room.members == (other,)
+    assert room.store.encode() == big
+
+
+def test_a_room_has_only_so_many_members() -> None:
+    room = Room("doc", settings=Settings(max_members=2))
+    first, _ = enter(room), enter(room)
+    late, effects = room.join(now=0)
+    assert plain(effects) == [("close", late, 1013)]
+    assert late not in room.members
+    assert room.receive(late, edit(A), now=0) == []
+    room.leave(first, now=0)
+    assert enter(room) in room.members
+
+
+def test_a_member_shows_only_so_much() -> None:
+    room = Room("doc", settings=Settings(max_awareness_bytes=50, max_awareness_entries=3))
+    one, two = enter(room), enter(room)
+    state = '"' + "x" * 18 + '"'
+    room.receive(one, show((1, 1, state), (2, 1, state), (3, 1, state)), now=0)
+    assert list(room.awareness.states) == [1, 2]
+    assert room.counters.refused_awareness == 1
+    room.receive(one, show((2, 2, '"short"')), now=0)
+    room.receive(one, show((3, 2, state)), now=0)
+    assert list(room.awareness.states) == [1, 2, 3]
+    many = show(*[(client, 1, "{}") for client in range(4)])
+    assert ("close", one, 1008) in plain(room.receive(one, many, now=0))
+    long = show((9, 1, '"' + "x" * 50 + '"'))
+    assert plain(room.receive(two, long, now=0)) == [("close", two, 1008)]
 
 
 def test_a_clock_too_high_to_count_on_from_is_refused(room: Room) -> None:

@@ -426,6 +426,8 @@ def test_agrees_with_the_model(history: tuple[dict[Id, Unit], list[bytes]]) -> N
         units |= exploded.units
         deletes |= exploded.deletes
         assert store.add(data) is None
+        runs = [run.size for its in store._clients.values() for run in its]
+        assert store.size == sum(runs) + sum(its.size for its in store._deletes.values())
 
     whole = explode(store.encode())
     assert whole.units == {id_: truth[id_] for id_ in units}

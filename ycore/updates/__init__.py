@@ -8,19 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ._grammar import ParsedUpdate, decode_state_vector, encode_state_vector, parse_update
+from ._grammar import (
+    NO_LIMITS,
+    ParsedUpdate,
+    UpdateLimits,
+    decode_state_vector,
+    decode_state_vector_steps,
+    encode_state_vector,
+    parse_update,
+    parse_update_steps,
+    parts_of,
+)
 from ._store import StructStore
 
 __all__ = [
+    "NO_LIMITS",
     "ParsedUpdate",
     "StructStore",
+    "UpdateLimits",
     "check_update",
     "decode_state_vector",
+    "decode_state_vector_steps",
     "diff_update",
     "encode_state_vector",
     "encode_state_vector_from_update",
     "merge_updates",
     "parse_update",
+    "parse_update_steps",
+    "parts_of",
 ]
 
 

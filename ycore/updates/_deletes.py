@@ -19,6 +19,9 @@ _SPARSE: Final = 16
 """Ranges to add that have this many times more known ranges between them than they are many are
 added in halves: so a message costs in proportion to its own length, not to the document's."""
 
+_CLIENT_BYTES: Final = 350
+"""What a client's deletes take besides their ranges: the objects that they are made of."""
+
 
 def coalesce(ranges: Iterable[Range]) -> list[Range]:
     """Sort ranges and join those that overlap or touch."""
@@ -71,9 +74,14 @@ class ClientDeletes:
         self._ends = array("Q")
         self._encoded: bytes | None = None
 
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory it takes."""
+        return _CLIENT_BYTES + 24 * len(self._starts)
+
     def add(self, ranges: list[Range]) -> list[Range]:
-        """Add ranges in any order, and return what of them was new, coalesced."""
-        new = self._add(ranges if len(ranges) == 1 else coalesce(ranges))
+        """Add ranges, sorted and with gaps between them; return what of them was new, likewise."""
+        new = self._add(ranges)
         if new:
             self._encoded = None
         return new
@@ -85,10 +93,12 @@ class ClientDeletes:
         if len(ranges) > 1 and last - first > _SPARSE * len(ranges):
             middle = len(ranges) // 2
             return self._add(ranges[:middle]) + self._add(ranges[middle:])
-        known = list(zip(self._starts[first:last], self._ends[first:last], strict=True))
-        new = subtract(ranges, known)
-        if new:
+        new = merged = ranges
+        if first < last:
+            known = list(zip(self._starts[first:last], self._ends[first:last], strict=True))
+            new = subtract(ranges, known)
             merged = coalesce(known + new)
+        if new:
             self._starts[first:last] = array("Q", [start for start, _ in merged])
             self._ends[first:last] = array("Q", [end for _, end in merged])
         return new

@@ -6,7 +6,7 @@
                | 0a len                                                Skip: a hole
                | info [origin] [rightOrigin] [parent] content          Item
     parent    := (01 rootName | 00 id) [key]       only if there is neither origin nor right origin
-    content   := see `_skip_content`
+    content   := see `_skip_small_content` and `_skip_content`
     deleteSet := n (client nRanges>0 (clock len>0){nRanges}){n}        each client at most once
 
 Source: yjs `utils/encoding.js` (readClientsStructRefs), `utils/DeleteSet.js` (readDeleteSet),
@@ -19,18 +19,30 @@ The reader makes no object per struct: it notes where each begins and which cloc
 
 from __future__ import annotations
 
-from typing import Final
+import heapq
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, TypeAlias
 
-from ..errors import RemoteProtocolError
+from ..errors import CloseCode, RemoteProtocolError
 from ..lib0 import (
     MAX_SAFE_INTEGER,
+    SHORT_JSON,
+    STEP,
+    Steps,
     check_json,
+    check_json_steps,
+    finish,
     read_var_string,
     read_var_uint,
     read_var_uint8_array,
-    skip_any,
+    skip_any_steps,
     write_var_uint,
 )
+
+Clocks: TypeAlias = "list[int] | array[int]"
+"""Many clocks, or offsets."""
 
 # Struct kinds: the low five bits of the info byte (yjs `structs/Item.js`, contentRefs).
 GC: Final = 0
@@ -53,120 +65,228 @@ HAS_KEY: Final = 0x20
 """The item is the value of a key (`parentSub`), of a map or an XML attribute."""
 
 _MAX_TYPE: Final = 6
+_SMALL: Final = (DELETED, TYPE, BINARY)
+_MANY: Final = 64
+"""From how many structs on the places of structs are kept in arrays."""
 _NAMED_TYPES: Final = (3, 5)  # YXmlElement and YXmlHook carry a name
 _ANY_OBJECT: Final = 118
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateLimits:
+    """What one update may hold. More is refused with close code 1009."""
+
+    structs: int = 4_000_000
+    """While an update is read, each struct takes 16 bytes besides its own. A page of prose has
+    some hundred of them."""
+
+    sections: int = 200_000
+    """Clients and holes. Each takes some 800 bytes of memory, and time whenever somebody joins.
+    Every page load that leads to an edit makes a client."""
+
+    delete_ranges: int = 1_000_000
+    """All ranges of a document come with every SyncStep2. Each takes some 150 bytes while the
+    update is read."""
+
+
+NO_LIMITS: Final = UpdateLimits(structs=2**53, sections=2**53, delete_ranges=2**53)
+"""For what was let in before: a document may have grown above what a single message may bring."""
+
+
 class Section:
-    """Consecutive structs of one client in an update: `data[offsets[0]:stop]`."""
+    """Consecutive structs of one client in an update: `data[begin:stop]`."""
 
-    __slots__ = ("client", "ends", "offsets", "start", "stop")
+    __slots__ = ("begin", "client", "ends", "offsets", "start", "stop")
 
-    def __init__(self, client: int, start: int) -> None:
+    def __init__(self, client: int, start: int, begin: int, *, many: bool) -> None:
         self.client = client
         self.start = start
         """The clock of the first struct."""
-        self.ends: list[int] = []
-        """For each struct, the clock after it."""
-        self.offsets: list[int] = []
-        """For each struct, where its bytes begin."""
-        self.stop = 0
+        self.begin = begin
+        """Where the bytes of the first struct begin."""
+        self.stop = begin
         """Where the bytes of the last struct end."""
+        # Arrays take an eighth of the memory; for a keystroke, making them would take longer.
+        self.ends: Clocks = array("Q") if many else []
+        """For each struct, the clock after it."""
+        self.offsets: Clocks = array("Q") if many else []
+        """For each struct, where its bytes begin, counted from `begin`."""
 
 
 class ParsedUpdate:
     """An update that was checked: its bytes and where things are in them."""
 
-    __slots__ = ("data", "deletes", "sections")
+    __slots__ = ("data", "deletes", "sections", "tidy")
 
     def __init__(
-        self, data: bytes, sections: list[Section], deletes: dict[int, list[tuple[int, int]]]
+        self,
+        data: bytes,
+        sections: list[Section],
+        deletes: dict[int, list[tuple[int, int]]],
+        *,
+        tidy: bool,
     ) -> None:
         self.data = data
         self.sections = sections
         """In the order of the update; a Skip ends one and begins another."""
         self.deletes = deletes
-        """Client -> (first clock, clock after the last), as they came: unsorted, perhaps
-        overlapping."""
+        """Client -> (first clock, clock after the last): sorted, with gaps between them."""
+        self.tidy = tidy
+        """Whether `data` can be passed on for this: it says no more, and has the delete ranges in
+        this form, too."""
 
 
-def parse_update(data: bytes) -> ParsedUpdate:
+_PART: Final = 2000
+"""How many sections and delete ranges are taken into a store in one go: some 20 ms at worst."""
+
+
+def parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
+    """The update, or if taking it in at once would take long, smaller ones that say the same.
+
+    Structs cost little, since they are taken in many at a time; sections and ranges cost each.
+    """
+    ranges = sum(map(len, update.deletes.values()))
+    if len(update.sections) + len(update.deletes) + ranges <= _PART:
+        yield update
+        return
+    data = update.data
+    for done in range(0, len(update.sections), _PART):
+        yield ParsedUpdate(data, update.sections[done : done + _PART], {}, tidy=False)
+    deletes: dict[int, list[tuple[int, int]]] = {}
+    room = _PART
+    for client, its in update.deletes.items():
+        for done in range(0, len(its), _PART):
+            deletes[client] = its[done : done + _PART]
+            room -= 1 + len(deletes[client])
+            if room <= 0:
+                yield ParsedUpdate(data, [], deletes, tidy=False)
+                deletes, room = {}, _PART
+    if deletes:
+        yield ParsedUpdate(data, [], deletes, tidy=False)
+
+
+def parse_update(data: bytes, limits: UpdateLimits = NO_LIMITS) -> ParsedUpdate:
     """Check a whole update and note what is where.
 
     Raises:
         RemoteProtocolError: it is malformed; the message says where.
     """
+    return finish(parse_update_steps(data, limits))
+
+
+def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[ParsedUpdate]:
+    """`parse_update` in steps."""
     size = len(data)
     try:
         count, pos = read_var_uint(data, 0)
         sections: list[Section] = []
         clients = set()
-        for _ in range(count):
-            pos, client = _read_section(data, pos, sections)
+        structs = 0
+        for turn in range(1, count + 1):
+            if not turn % STEP:
+                yield
+            number, pos = read_var_uint(data, pos)
+            structs += number
+            if structs > limits.structs:
+                raise _too_many("structs", limits.structs)
+            pos, client = yield from _read_section(data, pos, number, sections, limits.sections)
             if client in clients:
                 raise RemoteProtocolError(f"client {client} has two sections in one update")
             clients.add(client)
         deletes: dict[int, list[tuple[int, int]]] = {}
         count, pos = read_var_uint(data, pos)
-        for _ in range(count):
-            pos = _read_deletes(data, pos, deletes)
+        left = limits.delete_ranges
+        tidy = True
+        for turn in range(1, count + 1):
+            if not turn % STEP:
+                yield
+            client, pos = read_var_uint(data, pos)
+            if client in deletes:
+                raise RemoteProtocolError(f"client {client} appears twice in one delete set")
+            number, pos = read_var_uint(data, pos)
+            left -= number
+            if left < 0:
+                raise _too_many("delete ranges", limits.delete_ranges)
+            ranges, pos, in_order = yield from _read_ranges(data, pos, client, number)
+            deletes[client] = ranges
+            tidy &= in_order
     except IndexError:
         raise RemoteProtocolError("update ends in the middle of a struct") from None
     if pos != size:
         raise RemoteProtocolError(f"{size - pos} bytes left over after the update")
-    return ParsedUpdate(data, sections, deletes)
+    return ParsedUpdate(data, sections, deletes, tidy=tidy)
 
 
-def _read_section(data: bytes, pos: int, sections: list[Section]) -> tuple[int, int]:
+def _too_many(what: str, limit: int) -> RemoteProtocolError:
+    reason = f"more than {limit} {what} in one update"
+    return RemoteProtocolError(reason, CloseCode.MESSAGE_TOO_BIG)
+
+
+def _read_section(
+    data: bytes, pos: int, count: int, sections: list[Section], max_sections: int
+) -> Steps[tuple[int, int]]:
     """Read one client's structs into `sections`; return where they end, and the client."""
-    count, pos = read_var_uint(data, pos)
     client_at = pos
     client, pos = read_var_uint(data, pos)
     own_client = data[client_at:pos]
     clock, pos = read_var_uint(data, pos)
     if count == 0 or count * 2 > len(data) - pos:  # the shortest struct has two bytes
         raise RemoteProtocolError(f"client {client} declares {count} structs")
-    section = Section(client, clock)
+    many = count > _MANY
+    begin = pos
+    section = Section(client, clock, begin, many=many)
     ends, offsets = section.ends, section.offsets
-    for _ in range(count):
-        offset = pos
-        info = data[pos]
-        if info in (SKIP, GC):
-            length, pos = read_var_uint(data, pos + 1)
-        elif info & KIND == STRING:
-            pos = _skip_item_head(data, pos, info, client, own_client, clock)
-            # Text is most of what there is, so its content is read here.
-            length = data[pos]
-            if length < 0x80:
-                pos += 1
+    for done in range(0, count, STEP):
+        if done:
+            yield
+        for _ in range(min(STEP, count - done)):
+            offset = pos
+            info = data[pos]
+            if info in (SKIP, GC):
+                length, pos = read_var_uint(data, pos + 1)
+            elif info & KIND == STRING:
+                pos = _skip_item_head(data, pos, info, client, own_client, clock)
+                # Text is most of what there is, so its content is read here.
+                length = data[pos]
+                if length < 0x80:
+                    pos += 1
+                else:
+                    length, pos = read_var_uint(data, pos)
+                text = data[pos : pos + length]
+                if len(text) != length:
+                    raise RemoteProtocolError(f"string at byte {pos} runs past the end")
+                pos += length
+                if not text.isascii():
+                    length = utf16_length(text, pos - length)
             else:
-                length, pos = read_var_uint(data, pos)
-            text = data[pos : pos + length]
-            if len(text) != length:
-                raise RemoteProtocolError(f"string at byte {pos} runs past the end")
-            pos += length
-            if not text.isascii():
-                length = utf16_length(text, pos - length)
-        else:
-            pos = _skip_item_head(data, pos, info, client, own_client, clock)
-            length, pos = _skip_content(data, pos, info & KIND)
-        if length == 0:
-            raise RemoteProtocolError(f"struct at byte {offset} has no length")
-        clock += length
-        if clock > MAX_SAFE_INTEGER:
-            raise RemoteProtocolError(f"struct at byte {offset} ends at a clock above 2^53-1")
-        if info != SKIP:
-            ends.append(clock)
-            offsets.append(offset)
-        else:
-            if ends:
-                section.stop = offset
-                sections.append(section)
-            section = Section(client, clock)
-            ends, offsets = section.ends, section.offsets
+                pos = _skip_item_head(data, pos, info, client, own_client, clock)
+                kind = info & KIND
+                if kind in _SMALL:
+                    length, pos = _skip_small_content(data, pos, kind)
+                else:
+                    length, pos = yield from _skip_content(data, pos, kind)
+            if length == 0:
+                raise RemoteProtocolError(f"struct at byte {offset} has no length")
+            clock += length
+            if clock > MAX_SAFE_INTEGER:
+                raise RemoteProtocolError(f"struct at byte {offset} ends at a clock above 2^53-1")
+            if info != SKIP:
+                ends.append(clock)
+                offsets.append(offset - begin)
+            else:
+                if ends:
+                    section.stop = offset
+                    sections.append(section)
+                    if len(sections) > max_sections:
+                        raise _too_many("clients and holes", max_sections)
+                begin = pos
+                section = Section(client, clock, begin, many=many)
+                ends, offsets = section.ends, section.offsets
     if ends:
         section.stop = pos
         sections.append(section)
+        if len(sections) > max_sections:
+            raise _too_many("clients and holes", max_sections)
     return pos, client
 
 
@@ -209,44 +329,52 @@ def _skip_item_head(
     return pos
 
 
-def _skip_content(data: bytes, pos: int, kind: int) -> tuple[int, int]:
-    """Check an Item's content; return its length (how many clocks it takes) and where it ends."""
+def _skip_small_content(data: bytes, pos: int, kind: int) -> tuple[int, int]:
+    """Check content that takes no time; return how many clocks it takes, and where it ends."""
     if kind == DELETED:  # len
         return read_var_uint(data, pos)
-    if kind == FORMAT:  # key json
-        _, pos = read_var_string(data, pos)
-        text, pos = read_var_string(data, pos)
-        check_json(text)
-    elif kind == TYPE:  # type [name]
+    if kind == TYPE:  # type [name]
         type_ref, pos = read_var_uint(data, pos)
         if type_ref > _MAX_TYPE:
             raise RemoteProtocolError(f"unknown shared type {type_ref} before byte {pos}")
         if type_ref in _NAMED_TYPES:
             _, pos = read_var_string(data, pos)
-    elif kind == ANY:  # n any{n}
-        count, pos = read_var_uint(data, pos)
-        if count > len(data) - pos:
-            raise RemoteProtocolError(f"{count} values declared before byte {pos}")
-        return count, skip_any(data, pos, count)
-    elif kind == EMBED:  # json
-        text, pos = read_var_string(data, pos)
-        check_json(text)
-    elif kind == BINARY:  # bytes
+    else:  # BINARY: bytes
         _, pos = read_var_uint8_array(data, pos)
-    elif kind == JSON:  # n json{n}, where a json may be "undefined"
-        count, pos = read_var_uint(data, pos)
-        if count > len(data) - pos:
-            raise RemoteProtocolError(f"{count} values declared before byte {pos}")
-        for _ in range(count):
-            text, pos = read_var_string(data, pos)
-            if text != "undefined":
-                check_json(text)
-        return count, pos
-    else:  # DOC: guid any(map)
+    return 1, pos
+
+
+def _skip_content(data: bytes, pos: int, kind: int) -> Steps[tuple[int, int]]:
+    """Check the content that `_skip_small_content` does not."""
+    if kind in (FORMAT, EMBED):  # [key] json
+        if kind == FORMAT:
+            _, pos = read_var_string(data, pos)
+        text, pos = read_var_string(data, pos)
+        if len(text) <= SHORT_JSON:
+            check_json(text)
+        else:
+            yield from check_json_steps(text)
+    elif kind == DOC:  # guid any(map)
         _, pos = read_var_string(data, pos)
         if data[pos] != _ANY_OBJECT:
             raise RemoteProtocolError(f"subdocument options at byte {pos} are no object")
-        pos = skip_any(data, pos)
+        pos = yield from skip_any_steps(data, pos)
+    else:
+        count, pos = read_var_uint(data, pos)
+        if count > len(data) - pos:
+            raise RemoteProtocolError(f"{count} values declared before byte {pos}")
+        if kind == ANY:  # n any{n}
+            pos = yield from skip_any_steps(data, pos, count)
+        else:  # JSON: n json{n}, where a json may be "undefined"
+            for turn in range(1, count + 1):
+                text, pos = read_var_string(data, pos)
+                if len(text) > SHORT_JSON:
+                    yield from check_json_steps(text)
+                elif text != "undefined":
+                    check_json(text)
+                if not turn % STEP:
+                    yield
+        return count, pos
     return 1, pos
 
 
@@ -258,22 +386,53 @@ def utf16_length(text: bytes, pos: int) -> int:
         raise RemoteProtocolError(f"string at byte {pos} is not UTF-8") from None
 
 
-def _read_deletes(data: bytes, pos: int, deletes: dict[int, list[tuple[int, int]]]) -> int:
-    client, pos = read_var_uint(data, pos)
-    if client in deletes:
-        raise RemoteProtocolError(f"client {client} appears twice in one delete set")
-    count, pos = read_var_uint(data, pos)
+def _read_ranges(
+    data: bytes, pos: int, client: int, count: int
+) -> Steps[tuple[list[tuple[int, int]], int, bool]]:
+    """Read one client's delete ranges; return them, sorted and disjoint, where they end, and
+    whether they came so."""
     if count == 0 or count * 2 > len(data) - pos:
         raise RemoteProtocolError(f"client {client} declares {count} delete ranges")
-    ranges = deletes[client] = []
-    for _ in range(count):
-        start, pos = read_var_uint(data, pos)
-        length, pos = read_var_uint(data, pos)
-        end = start + length
-        if length == 0 or end > MAX_SAFE_INTEGER:
-            raise RemoteProtocolError(f"delete range before byte {pos} is empty or ends too far")
-        ranges.append((start, end))
-    return pos
+    ranges = []
+    last = -1
+    in_order = True
+    for done in range(0, count, STEP):
+        if done:
+            yield
+        for _ in range(min(STEP, count - done)):
+            start, pos = read_var_uint(data, pos)
+            length, pos = read_var_uint(data, pos)
+            end = start + length
+            if length == 0 or end > MAX_SAFE_INTEGER:
+                raise RemoteProtocolError(
+                    f"delete range before byte {pos} is empty or ends too far"
+                )
+            if start <= last:
+                in_order = False
+            last = end
+            ranges.append((start, end))
+    if not in_order:
+        ranges = yield from _in_order(ranges)
+    return ranges, pos, in_order
+
+
+def _in_order(ranges: list[tuple[int, int]]) -> Steps[list[tuple[int, int]]]:
+    """Sort ranges, and join those that overlap or touch. Yjs sends them so, others may not."""
+    sorted_parts = []
+    for done in range(0, len(ranges), STEP):
+        sorted_parts.append(sorted(ranges[done : done + STEP]))
+        yield
+    joined: list[tuple[int, int]] = []
+    last = -1
+    for turn, (start, end) in enumerate(heapq.merge(*sorted_parts), 1):
+        if not turn % STEP:
+            yield
+        if start > last:
+            joined.append((start, end))
+        elif end > last:
+            joined[-1] = (joined[-1][0], end)
+        last = max(last, end)
+    return joined
 
 
 def decode_state_vector(data: bytes) -> dict[int, int]:
@@ -284,11 +443,18 @@ def decode_state_vector(data: bytes) -> dict[int, int]:
     Raises:
         RemoteProtocolError: malformed, a client named twice, or bytes left over.
     """
+    return finish(decode_state_vector_steps(data))
+
+
+def decode_state_vector_steps(data: bytes) -> Steps[dict[int, int]]:
+    """`decode_state_vector` in steps."""
     count, pos = read_var_uint(data, 0)
     if count * 2 > len(data) - pos:
         raise RemoteProtocolError(f"state vector declares {count} clients")
     clocks: dict[int, int] = {}
-    for _ in range(count):
+    for turn in range(1, count + 1):
+        if not turn % STEP:
+            yield
         client, pos = read_var_uint(data, pos)
         if client in clocks:
             raise RemoteProtocolError(f"client {client} appears twice in one state vector")

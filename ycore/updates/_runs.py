@@ -23,11 +23,15 @@ from ._grammar import (
     JSON,
     KIND,
     STRING,
+    Clocks,
     Section,
 )
 
 _SQUASHED: Final = frozenset({GC, DELETED, JSON, STRING, ANY})
 """The kinds that can be longer than 1: a size, then as much content (GC and DELETED: none)."""
+
+_RUN_BYTES: Final = 400
+"""What a run takes besides its structs: the objects that it is made of, and a client's share."""
 
 
 class _Shape(NamedTuple):
@@ -133,27 +137,29 @@ class Run:
         """The shape of the last struct, once it was asked for; None also when it has none."""
 
     @property
+    def size(self) -> int:
+        """About how many bytes of memory it takes."""
+        return _RUN_BYTES + 16 * len(self.ends) + len(self.raw)
+
+    @property
     def end(self) -> int:
         """The clock after the last struct."""
         return self.ends[-1]
 
     def append(
-        self,
-        client: int,
-        data: Data,
-        ends: list[int] | array[int],
-        offsets: list[int] | array[int],
-        stop: int,
+        self, client: int, data: Data, begin: int, stop: int, ends: Clocks, offsets: Clocks
     ) -> None:
-        """Append structs that begin where this run ends: `data[offsets[0]:stop]`."""
-        begin = offsets[0]
+        """Append structs that begin where this run ends: `data[begin:stop]`.
+
+        Offsets are counted from `begin`.
+        """
         shape = None
         if self.ends and (data[begin] & KIND) in _SQUASHED:
             tail = self._tail or self._find_tail()
             if tail is not None and tail.kind == data[begin] & KIND:
                 shape = _shape(data, begin)
                 if _squashable(client, self.ends[-1], tail, shape):
-                    stop_first = offsets[1] if len(offsets) > 1 else stop
+                    stop_first = begin + offsets[1] if len(offsets) > 1 else stop
                     self._squash(tail, shape, data, stop_first)
                     self.ends[-1] = ends[0]
                     if len(ends) == 1:
@@ -161,19 +167,27 @@ class Run:
                     ends, offsets = ends[1:], offsets[1:]
                     begin = stop_first
                     shape = None
-        shift = len(self.raw) - begin
+        at = len(self.raw)
         if shape is None or len(ends) > 1:
             self._tail = None
         else:
+            shift = at - begin
             self._tail = shape._replace(
                 size_at=shape.size_at + shift, content_at=shape.content_at + shift
             )
         self.raw += data[begin:stop]
         self.ends.extend(ends)
+        shift = at - offsets[0]
         if shift:
             self.offsets.extend([offset + shift for offset in offsets])
         else:
             self.offsets.extend(offsets)
+
+    def append_section(self, data: Data, section: Section) -> None:
+        """Append the structs of a section of the update `data`, which begins where this ends."""
+        self.append(
+            section.client, data, section.begin, section.stop, section.ends, section.offsets
+        )
 
     def _find_tail(self) -> _Shape | None:
         offset = self.offsets[-1]
@@ -192,7 +206,7 @@ class Run:
 
     def extend(self, client: int, other: Run) -> None:
         """Append a run that begins where this one ends."""
-        self.append(client, other.raw, other.ends, other.offsets, len(other.raw))
+        self.append(client, other.raw, 0, len(other.raw), other.ends, other.offsets)
 
     def cut(self, client: int, low: int, high: int) -> Run:
         """A new run with what this one has from clock `low` to clock `high`, both inside it."""
@@ -216,13 +230,11 @@ class Run:
         return out
 
     def chunks_from(self, client: int, low: int) -> tuple[int, list[bytes | memoryview]]:
-        """The bytes of the structs from clock `low` on, and how many structs they are.
+        """The bytes of the structs from clock `low`, inside this run, on, and how many they are.
 
         They share memory with this run: use them up before it changes.
         """
         view = memoryview(self.raw)
-        if low <= self.start:
-            return len(self.ends), [view]
         i = bisect_right(self.ends, low)
         begin = self.ends[i - 1] if i else self.start
         count = len(self.ends) - i
@@ -235,7 +247,7 @@ class Run:
 def run_of(data: bytes, section: Section) -> Run:
     """The structs of one section of an update, as a run."""
     run = Run(section.start)
-    run.append(section.client, data, section.ends, section.offsets, section.stop)
+    run.append_section(data, section)
     return run
 
 

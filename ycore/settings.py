@@ -1,0 +1,69 @@
+"""What can be set about rooms: every time and every limit of the core, with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .errors import LocalProtocolError
+from .messages import BUILT_IN_TYPES
+from .updates import UpdateLimits
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What can be set about rooms. Times are in seconds."""
+
+    keepalive: float = 15.0
+    """How often members get a message even if there is nothing to say. y-websocket clients drop a
+    connection on which no message came for 30 s; WebSocket pings don't count for them."""
+
+    stall_timeout: float = 60.0
+    """How long a member may be too slow to take what is sent to it before it is closed (1013)."""
+
+    idle_timeout: float = 30.0
+    """How long a room without members stays in memory: long enough to sit out a page reload."""
+
+    answer_interval: float = 1.0
+    """How often one member's questions are answered: a few bytes ask for the whole document, or
+    for everyone's awareness. The first answer is given at once."""
+
+    max_rooms: int = 100_000
+    """How many rooms may be in memory at once. An empty one takes some 3 KB; anyone who may choose
+    a name opens one. Who comes to one more is closed (1013)."""
+
+    max_members: int = 5_000
+    """How many may be in one room: each hears of each. One more is closed (1013)."""
+
+    max_document_bytes: int = 512 * 2**20
+    """How much memory one document may take (`StructStore.size`). Once it takes more, new edits
+    cost their author the connection (4413)."""
+
+    update_limits: UpdateLimits = field(default_factory=UpdateLimits)
+    """What one update may hold. More is closed (1009)."""
+
+    max_waiting_bytes: int = 64 * 2**20
+    """How many bytes of one member's frames are kept while the room loads. Offline edits to a large
+    document fit; a transport that reads no further until the room is open needs far less."""
+
+    max_awareness_clients: int = 64
+    """How many awareness ids one member may announce: its own, and those of others that it passes
+    on. What it announces is kept, and repeated to everyone. More are ignored."""
+
+    max_awareness_entries: int = 4096
+    """How many states one message may bring: clients pass on all that they see change, which is
+    everyone when a large room loses its connection. More is closed (1008)."""
+
+    max_awareness_bytes: int = 64 * 1024
+    """How long a member's awareness states may be, in all. A name and a cursor take some hundred
+    bytes, an avatar some thousand, and each is repeated to everybody. A longer state is closed
+    (1008); further ones are ignored."""
+
+    custom_types: frozenset[int] = frozenset()
+    """Message types of the application's own: they come back as `CustomMessage` effects. Messages
+    of other unknown types are counted and dropped."""
+
+    def __post_init__(self) -> None:
+        if taken := self.custom_types & BUILT_IN_TYPES:
+            raise LocalProtocolError(f"message types {sorted(taken)} are y-protocols' own")
