@@ -8,7 +8,8 @@ gives others a turn in between, until `Frame.done`.
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, TypeAlias
+from math import inf
+from typing import Any, Final, TypeAlias
 
 from .awareness import AwarenessEntry, decode_awareness_steps
 from .errors import CloseCode, RemoteProtocolError
@@ -30,20 +31,28 @@ from .updates import (
     parts_of,
 )
 
-__all__ = ["Content", "Frame", "common_clocks"]
+__all__ = ["Content", "Frame"]
 
 _MAX_MESSAGES: Final = 1000
 """How many messages one frame may hold. Clients put one into each, y-websocket 4 a few."""
 
 
-Content: TypeAlias = ParsedUpdate | dict[int, int] | list[AwarenessEntry] | QueryAwareness | Custom
-"""What a message says, ready to act on. The dict is a state vector, which asks for an answer."""
+Content: TypeAlias = (
+    ParsedUpdate
+    | dict[int, int]
+    | list[AwarenessEntry]
+    | QueryAwareness
+    | Custom
+    | Steps[list[Any]]
+)
+"""What a message says, ready to act on. The dict is a state vector, which asks for an answer; the
+steps are that answer under way, and give its effects."""
 
 
 class Frame:
     """One WebSocket message, to be given to `Room.receive` until it is `done`."""
 
-    __slots__ = ("_contents", "_data", "_reading", "done")
+    __slots__ = ("_contents", "_data", "_reading", "done", "not_before")
 
     def __init__(self, data: bytes) -> None:
         self._data = bytes(data)
@@ -51,6 +60,8 @@ class Frame:
         self._contents: deque[Content] | None = None
         self.done = False
         """Whether there is nothing left to do: it was taken in, or refused."""
+        self.not_before = -inf
+        """Until when `Room.receive` does nothing, since the member asks too often."""
 
     def __len__(self) -> int:
         return len(self._data)
@@ -84,7 +95,7 @@ def _read(data: bytes, settings: Settings) -> Steps[deque[Content]]:
             )
         elif isinstance(message, SyncStep1):
             clocks = yield from decode_state_vector_steps(message.state_vector)
-            asked = clocks if asked is None else common_clocks(asked, clocks)
+            asked = clocks if asked is None else _common_clocks(asked, clocks)
         elif isinstance(message, AwarenessUpdate):
             most = settings.max_awareness_entries, settings.max_awareness_bytes
             contents.append((yield from decode_awareness_steps(message.payload, *most)))
@@ -96,6 +107,6 @@ def _read(data: bytes, settings: Settings) -> Steps[deque[Content]]:
     return contents
 
 
-def common_clocks(a: dict[int, int], b: dict[int, int]) -> dict[int, int]:
+def _common_clocks(a: dict[int, int], b: dict[int, int]) -> dict[int, int]:
     """What who asks twice has told both times: one answer to this answers both."""
     return {client: min(a[client], b[client]) for client in a.keys() & b.keys()}

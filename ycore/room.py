@@ -29,6 +29,7 @@ Awareness ids belong to the member that announced them; see `_vouch`.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
@@ -36,9 +37,11 @@ from typing import Any, Final, TypeAlias
 
 from .awareness import Awareness, AwarenessEntry, encode_awareness
 from .errors import CloseCode, LocalProtocolError, RemoteProtocolError
-from .frame import Content, Frame, common_clocks
+from .frame import Content, Frame
+from .lib0 import Steps
 from .messages import (
     AwarenessUpdate,
+    Custom,
     PermissionDenied,
     QueryAwareness,
     SyncStep1,
@@ -67,9 +70,9 @@ class Member:
     """One connection to a room. Made by `Room.join`; its attributes are to be read, but `link`."""
 
     __slots__ = (
+        "_asked_at",
         "_clocks",
         "_queried_at",
-        "_synced_at",
         "_waiting",
         "_waiting_bytes",
         "joined_at",
@@ -90,8 +93,8 @@ class Member:
         self._clocks: dict[int, int] = {}
         """The awareness ids it owns, with the clock it last announced for each. The first one is
         its own; further ones it may be passing on for others."""
-        self._synced_at = self._queried_at = -inf
-        """When its last SyncStep1 and its last QueryAwareness were answered."""
+        self._asked_at = self._queried_at = -inf
+        """When its last SyncStep1 and its last QueryAwareness were taken up."""
         self._waiting: list[Frame] = []
         """Frames that came while the room was loading."""
 
@@ -228,10 +231,6 @@ class Room:
         self._members: dict[Member, None] = {}
         """In the order they joined."""
         self._stalled: dict[Member, _Stalled] = {}
-        self._questions: dict[Member, dict[int, int]] = {}
-        """SyncStep1s that came too soon after the last and wait for their answer."""
-        self._queries: dict[Member, None] = {}
-        """Members whose QueryAwareness came too soon likewise."""
         self._present: tuple[Member, ...] | None = None
         self._synced: tuple[Member, ...] | None = None
         self._owners: dict[int, Member] = {}
@@ -296,8 +295,6 @@ class Room:
             return []
         del self._members[member]
         self._stalled.pop(member, None)
-        self._questions.pop(member, None)
-        self._queries.pop(member, None)
         self._audience_changed()
         if not self._members:
             self._keepalive_at = None
@@ -309,21 +306,23 @@ class Room:
     def receive(self, member: Member, frame: bytes | Frame, *, now: float) -> list[Effect]:
         """Take in one WebSocket message. Does nothing if the member has left.
 
-        Of a `Frame`, only a small part of the work is done: call again until it is `done`, and
-        take in nothing else of this member meanwhile.
+        Of a `Frame`, only a small part of the work is done: call again until it is `done`, if it
+        says so only later, and take in nothing else of this member meanwhile.
 
         Malformed bytes change nothing, and cost the member its connection: the effects are then
         its `Close` and what its leaving means for the others.
         """
         if isinstance(frame, Frame):
-            return self._receive(member, frame, now)
+            return self._receive(member, frame, now, wait=True)
         frame = Frame(frame)
         effects: list[Effect] = []
         while not frame.done:
             effects += self._receive(member, frame, now)
         return effects
 
-    def _receive(self, member: Member, frame: Frame, now: float) -> list[Effect]:
+    def _receive(
+        self, member: Member, frame: Frame, now: float, *, wait: bool = False
+    ) -> list[Effect]:
         if not self._is_in(member):
             frame.done = True
             return []
@@ -340,9 +339,33 @@ class Room:
             return self._keep_waiting(member, frame, now)
         effects: list[Effect] = []
         if contents:
-            self._act(member, contents.popleft(), now, effects)
+            content = contents[0]
+            if wait and now < self._may_ask_at(member, content):
+                frame.not_before = self._may_ask_at(member, content)
+                return []
+            if isinstance(content, dict):
+                content = contents[0] = self._answer(member, content, now)
+            if isinstance(content, Generator):
+                try:
+                    next(content)
+                except StopIteration as stop:
+                    effects += stop.value
+                else:
+                    return []
+            else:
+                self._act(member, content, now, effects)
+            contents.popleft()
         frame.done = not contents
         return effects
+
+    def _may_ask_at(self, member: Member, content: Content) -> float:
+        """When the member may have its question answered, if it is one."""
+        asked_at = -inf
+        if isinstance(content, dict):
+            asked_at = member._asked_at
+        elif isinstance(content, QueryAwareness):
+            asked_at = member._queried_at
+        return asked_at + self.settings.answer_interval
 
     def close(self, code: CloseCode, reason: str, *, now: float) -> list[Effect]:
         """Send everyone away, for good: the room is CLOSED."""
@@ -350,8 +373,6 @@ class Room:
         effects: list[Effect] = [Close(member, code, reason) for member in self._members]
         self._members.clear()
         self._stalled.clear()
-        self._questions.clear()
-        self._queries.clear()
         self._audience_changed()
         self._owners.clear()
         self._keepalive_at = None
@@ -416,7 +437,7 @@ class Room:
         self._audience_changed()
         effects: list[Effect] = []
         if member.synced:
-            effects.append(self._catch_up(member, stalled.clocks))
+            effects.append(Send(SyncStep2(self.store.diff(stalled.clocks)).encode(), (member,)))
         here = self.awareness.states
         gone = [client for client in stalled.clients if client not in here]
         self._send_awareness(member, [*here, *gone], effects)
@@ -428,8 +449,6 @@ class Room:
         """When `handle_timeout` has something to do next; None if never."""
         times = [self._keepalive_at, self.awareness.next_timeout()]
         times += [stalled.since + self.settings.stall_timeout for stalled in self._stalled.values()]
-        times += [member._synced_at + self.settings.answer_interval for member in self._questions]
-        times += [member._queried_at + self.settings.answer_interval for member in self._queries]
         return min((time for time in times if time is not None), default=None)
 
     def handle_timeout(self, *, now: float) -> list[Effect]:
@@ -439,14 +458,6 @@ class Room:
             if now >= stalled.since + self.settings.stall_timeout:
                 reason = f"too slow for {self.settings.stall_timeout:g} s"
                 effects += self._dismiss(member, CloseCode.TRY_AGAIN_LATER, reason, now)
-        for member, clocks in list(self._questions.items()):
-            if now >= member._synced_at + self.settings.answer_interval:
-                del self._questions[member]
-                self._asked(member, clocks, now, effects)
-        for member in list(self._queries):
-            if now >= member._queried_at + self.settings.answer_interval:
-                del self._queries[member]
-                self._answer_query(member, now, effects)
         if self._keepalive_at is not None and now >= self._keepalive_at:
             effects.append(Send(_KEEPALIVE, self._who_is_present()))
             self._keepalive_at = now + self.settings.keepalive
@@ -465,10 +476,6 @@ class Room:
         self._send_awareness(member, list(self.awareness.states), effects)
         return effects
 
-    def _catch_up(self, member: Member, clocks: dict[int, int]) -> Send:
-        """What a member lacks who has the structs below these clocks."""
-        return Send(SyncStep2(self.store.diff(clocks)).encode(), (member,))
-
     def _keep_waiting(self, member: Member, frame: Frame, now: float) -> list[Effect]:
         if sum(map(len, member._waiting)) + len(frame) > self.settings.max_waiting_bytes:
             reason = "too much was sent before the room was loaded"
@@ -479,44 +486,40 @@ class Room:
     def _dismiss(self, member: Member, code: CloseCode, reason: str, now: float) -> list[Effect]:
         return [Close(member, code, reason), *self.leave(member, now=now)]
 
-    def _act(self, member: Member, content: Content, now: float, effects: list[Effect]) -> None:
+    def _act(
+        self,
+        member: Member,
+        content: ParsedUpdate | list[AwarenessEntry] | QueryAwareness | Custom,
+        now: float,
+        effects: list[Effect],
+    ) -> None:
         if isinstance(content, ParsedUpdate):
             self._take_update(member, content, now, effects)
-        elif isinstance(content, dict):
-            self._asked(member, content, now, effects)
         elif isinstance(content, list):
             self._take_awareness(member, content, now, effects)
         elif isinstance(content, QueryAwareness):
-            if now < member._queried_at + self.settings.answer_interval:
-                self._queries[member] = None
-            else:
-                self._answer_query(member, now, effects)
+            member._queried_at = now
+            self._send_awareness(member, list(self.awareness.states), effects)
         elif content.type in self.settings.custom_types:
             effects.append(CustomMessage(member, content.type, content.payload))
         else:
             self.counters.unknown_messages += 1
 
-    def _asked(
-        self, member: Member, clocks: dict[int, int], now: float, effects: list[Effect]
-    ) -> None:
-        """A SyncStep1: what does the member lack who has the structs below these clocks?"""
-        if member in self._stalled:
-            member.synced = True
-            self._stalled[member].clocks = clocks
-        elif member in self._questions:
-            self._questions[member] = common_clocks(self._questions[member], clocks)
-        elif now < member._synced_at + self.settings.answer_interval:
-            self._questions[member] = clocks
-        else:
-            if not member.synced:
-                member.synced = True
-                self._audience_changed()
-            member._synced_at = now
-            effects.append(self._catch_up(member, clocks))
+    def _answer(self, member: Member, clocks: dict[int, int], now: float) -> Steps[list[Effect]]:
+        """A SyncStep1: what does the member lack who has the structs below these clocks?
 
-    def _answer_query(self, member: Member, now: float, effects: list[Effect]) -> None:
-        member._queried_at = now
-        self._send_awareness(member, list(self.awareness.states), effects)
+        From the first step on it gets what is new; what the answer has of that, it gets twice.
+        """
+        member._asked_at = now
+        if not member.synced:
+            member.synced = True
+            self._audience_changed()
+        if member not in self._stalled:
+            diff = yield from self.store.diff_steps(clocks)
+            if member not in self._stalled:
+                return [Send(SyncStep2(diff).encode(), (member,))]
+        self._stalled[member].clocks = clocks
+        return []
 
     def _take_update(
         self, member: Member, update: ParsedUpdate, now: float, effects: list[Effect]

@@ -26,8 +26,8 @@ class Settings:
     """How long a room without members stays in memory: long enough to sit out a page reload."""
 
     answer_interval: float = 1.0
-    """How often one member's questions are answered: a few bytes ask for the whole document, or
-    for everyone's awareness. The first answer is given at once."""
+    """How often a member may ask for the document, or for everyone's awareness: a few bytes, which
+    cost much more to answer. Who asks sooner waits (see `Frame.not_before`)."""
 
     max_rooms: int = 100_000
     """How many rooms may be in memory at once. An empty one takes some 3 KB; anyone who may choose
@@ -36,9 +36,9 @@ class Settings:
     max_members: int = 5_000
     """How many may be in one room: each hears of each. One more is closed (1013)."""
 
-    max_document_bytes: int = 512 * 2**20
-    """How much memory one document may take (`StructStore.size`). Once it takes more, new edits
-    cost their author the connection (4413)."""
+    max_document_bytes: int = 256 * 2**20
+    """How large one document may be: about the memory it takes (`StructStore.size`). Once it is
+    larger, new edits cost their author the connection (4413)."""
 
     update_limits: UpdateLimits = field(default_factory=UpdateLimits)
     """What one update may hold. More is closed (1009)."""

@@ -212,7 +212,10 @@ class Driver:
                 await work.progress.wait()
             if message.done:
                 return
-            if self.clock() > pause:
+            now = self.clock()
+            if now < message.not_before:
+                await anyio.sleep(message.not_before - now)
+            elif now > pause:
                 await self._my_turn()
                 pause = self.clock() + _SLICE
 

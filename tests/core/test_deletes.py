@@ -7,6 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ycore.lib0 import finish
 from ycore.updates._deletes import ClientDeletes, Range, coalesce, subtract
 
 ranges = st.lists(
@@ -45,8 +46,8 @@ def test_adding_and_covering(batches: list[list[Range]]) -> None:
     expected = bytearray((7, len(coalesce([(clock, clock + 1) for clock in model]))))
     for start, end in coalesce([(clock, clock + 1) for clock in model]):
         expected += bytes((start, end - start))
-    assert deletes.encoded(7) == expected
-    assert deletes.encoded(7) is deletes.encoded(7)
+    assert finish(deletes.encode_steps(7)) == expected
+    assert finish(deletes.encode_steps(7)) is finish(deletes.encode_steps(7))
 
 
 def test_few_ranges_among_many() -> None:
@@ -58,3 +59,17 @@ def test_few_ranges_among_many() -> None:
     assert deletes.add(few) == [(1, 2), (999, 1000), (1001, 1002), (1999, 2005)]
     assert deletes.add(few) == []
     assert deletes.covers([(998, 1003)])
+
+
+def test_what_changes_while_it_is_encoded_is_encoded_anew() -> None:
+    deletes = ClientDeletes()
+    many = [(clock, clock + 1) for clock in range(0, 6000, 2)]
+    deletes.add(many)
+    steps = deletes.encode_steps(1)
+    next(steps)
+    deletes.add([(1, 2)])
+    before = finish(steps)
+    after = finish(deletes.encode_steps(1))
+    assert before.startswith(b"\x01\xb8\x17\x00\x01\x02\x01")
+    assert after.startswith(b"\x01\xb7\x17\x00\x03\x04\x01")
+    assert finish(deletes.encode_steps(1)) is after

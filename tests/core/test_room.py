@@ -676,47 +676,57 @@ def test_asking_often_in_one_frame_is_answered_once(room: Room) -> None:
 
 
 def test_asking_again_and_again_is_answered_once_a_second(room: Room) -> None:
-    writer, reader = enter(room), enter(room, now=10)
-    room.receive(writer, edit(A) + edit(B) + edit(C), now=10)
-    assert room.receive(reader, step1({1: 2}), now=10.5) == []
-    assert room.receive(reader, step1({1: 1, 2: 5}), now=10.6) == []
-    assert room.next_timeout() == 11
-    assert room.handle_timeout(now=10.9) == []
-    assert plain(room.handle_timeout(now=11)) == [
-        ("send", ("step2", update({(1, 1): [item(text("bc"), origin=(1, 0))]})), [reader])
-    ]
-    assert room.handle_timeout(now=11.5) == []
-    assert room.receive(reader, step1({1: 3}), now=11.9) == []
-    assert plain(room.receive(writer, step1({1: 3}), now=11.9)) == [
-        ("send", ("step2", EMPTY), [writer])
-    ]
-    room.leave(reader, now=11.9)
-    assert room.handle_timeout(now=12) == []
-
-
-def test_a_late_answer_to_a_stalled_member_is_given_when_it_resumes(room: Room) -> None:
     writer, reader = enter(room), enter(room)
     room.receive(writer, edit(A), now=0)
-    assert room.receive(reader, step1(), now=0.5) == []
-    room.stall(reader, now=0.6)
-    assert room.handle_timeout(now=1) == []
-    assert plain(room.resume(reader)) == [("send", ("step2", A), [reader])]
+    first, second = Frame(step1()), Frame(edit(B) + step1())
+    assert plain(room.receive(reader, first, now=10)) == [("send", ("step2", A), [reader])]
+    assert plain(room.receive(reader, second, now=10.5))[0] == ("persist", B)
+    assert room.receive(reader, second, now=10.5) == []
+    assert (second.done, second.not_before) == (False, 11)
+    assert room.receive(reader, second, now=10.9) == []
+    assert plain(room.receive(writer, Frame(step1({1: 2})), now=10.9)) == [
+        ("send", ("step2", EMPTY), [writer])
+    ]
+    assert [said for _, said, _ in plain(room.receive(reader, second, now=11))] == [
+        ("step2", room.store.encode())
+    ]
+    assert second.done
 
 
 def test_awareness_is_told_once_a_second(room: Room) -> None:
     shower, asker = enter(room), enter(room)
     room.receive(shower, show((7, 1, "{}")), now=0)
     answer = ("send", ("awareness", (7, 2, "{}")), [asker])
-    query = QueryAwareness().encode()
-    assert plain(room.receive(asker, query, now=5)) == [answer]
-    assert room.receive(asker, query, now=5.1) == []
-    assert room.receive(asker, query, now=5.2) == []
-    assert room.next_timeout() == 6
-    assert room.handle_timeout(now=5.9) == []
-    assert plain(room.handle_timeout(now=6)) == [answer]
-    assert room.receive(asker, query, now=6.1) == []
-    room.leave(asker, now=6.2)
-    assert room.handle_timeout(now=7) == []
+    first, second = Frame(QueryAwareness().encode()), Frame(QueryAwareness().encode())
+    assert plain(room.receive(asker, first, now=5)) == [answer]
+    assert room.receive(asker, second, now=5.9) == []
+    assert (second.done, second.not_before) == (False, 6)
+    assert plain(room.receive(asker, second, now=6)) == [answer]
+    assert second.done
+
+
+def test_a_long_answer_is_given_step_by_step(room: Room) -> None:
+    writer, reader, slow = enter(room), enter(room), enter(room)
+    many = update(
+        {(client, 0): [gc(2)] for client in range(1000, 21_000)},
+        {client: [(0, 1)] for client in range(1, 3001)},
+    )
+    room.receive(writer, edit(many), now=0)
+    question = Frame(step1())
+    assert room.receive(reader, question, now=1) == []
+    other = Frame(step1())
+    assert room.receive(slow, other, now=1) == []
+    # What comes meanwhile reaches it, though its answer may hold it or not.
+    assert ("send", ("update", A), [reader, slow]) in plain(room.receive(writer, edit(A), now=1))
+    effects, steps = taken_in(room, reader, question)
+    assert steps > 5
+    ((_, (_, answer), to),) = effects
+    assert to == [reader]
+    assert merge_updates([answer, A]) == room.store.encode()
+    # Who stalls before its answer is ready gets it when it is not stalled any more.
+    room.stall(slow, now=1)
+    assert taken_in(room, slow, other)[0] == []
+    assert plain(room.resume(slow)) == [("send", ("step2", room.store.encode()), [slow])]
 
 
 # ---- long frames, and limits
@@ -818,6 +828,13 @@ def test_an_update_has_only_so_many_delete_ranges() -> None:
     member = enter(room)
     assert room.receive(member, edit(update({}, {1: [(0, 1), (5, 1)]})), now=0)
     bad = edit(update({}, {1: [(0, 1)], 2: [(0, 1), (5, 1)]}))
+    assert plain(room.receive(member, bad, now=0)) == [("close", member, 1009)]
+
+
+def test_an_update_names_only_so_many_clients_in_its_deletes() -> None:
+    room = Room("doc", settings=Settings(update_limits=UpdateLimits(sections=1)))
+    member = enter(room)
+    bad = edit(update({}, {1: [(0, 1)], 2: [(0, 1)]}))
     assert plain(room.receive(member, bad, now=0)) == [("close", member, 1009)]
 
 

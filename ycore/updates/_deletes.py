@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import Final, TypeAlias
 
-from ..lib0 import write_var_uint
+from ..lib0 import STEP, Steps, write_var_uint
 
 Range: TypeAlias = tuple[int, int]
 """First clock, and the clock after the last."""
@@ -55,10 +55,8 @@ def subtract(ranges: list[Range], known: list[Range]) -> list[Range]:
     return out
 
 
-def write_ranges(out: bytearray, client: int, ranges: list[Range]) -> None:
-    """Append one client's entry of an encoded delete set."""
-    write_var_uint(out, client)
-    write_var_uint(out, len(ranges))
+def write_ranges(out: bytearray, ranges: list[Range]) -> None:
+    """Append ranges as an encoded delete set has them."""
     for start, end in ranges:
         write_var_uint(out, start)
         write_var_uint(out, end - start)
@@ -67,12 +65,13 @@ def write_ranges(out: bytearray, client: int, ranges: list[Range]) -> None:
 class ClientDeletes:
     """What is deleted of one client's structs."""
 
-    __slots__ = ("_encoded", "_ends", "_starts")
+    __slots__ = ("_changes", "_encoded", "_ends", "_starts")
 
     def __init__(self) -> None:
         self._starts = array("Q")
         self._ends = array("Q")
         self._encoded: bytes | None = None
+        self._changes = 0
 
     @property
     def size(self) -> int:
@@ -84,6 +83,7 @@ class ClientDeletes:
         new = self._add(ranges)
         if new:
             self._encoded = None
+            self._changes += 1
         return new
 
     def _add(self, ranges: list[Range]) -> list[Range]:
@@ -111,10 +111,19 @@ class ClientDeletes:
                 return False
         return True
 
-    def encoded(self, client: int) -> bytes:
-        """This client's entry of an encoded delete set."""
+    def encode_steps(self, client: int) -> Steps[bytes]:
+        """This client's entry of an encoded delete set, in steps: all there was at the first."""
         if self._encoded is None:
+            starts, ends, changes = self._starts[:], self._ends[:], self._changes
             out = bytearray()
-            write_ranges(out, client, list(zip(self._starts, self._ends, strict=True)))
+            write_var_uint(out, client)
+            write_var_uint(out, len(starts))
+            for done in range(0, len(starts), STEP):
+                if done:
+                    yield
+                some = slice(done, done + STEP)
+                write_ranges(out, list(zip(starts[some], ends[some], strict=True)))
+            if changes != self._changes:
+                return bytes(out)
             self._encoded = bytes(out)
         return self._encoded

@@ -80,9 +80,9 @@ class UpdateLimits:
     """While an update is read, each struct takes 16 bytes besides its own. A page of prose has
     some hundred of them."""
 
-    sections: int = 200_000
-    """Clients and holes. Each takes some 800 bytes of memory, and time whenever somebody joins.
-    Every page load that leads to an edit makes a client."""
+    sections: int = 100_000
+    """Clients and holes. Each takes some 800 bytes of memory while the update is read, and time
+    whenever somebody joins. Every page load that leads to an edit makes a client."""
 
     delete_ranges: int = 1_000_000
     """All ranges of a document come with every SyncStep2. Each takes some 150 bytes while the
@@ -195,6 +195,8 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
             clients.add(client)
         deletes: dict[int, list[tuple[int, int]]] = {}
         count, pos = read_var_uint(data, pos)
+        if count > limits.sections:
+            raise _too_many("clients with deletes", limits.sections)
         left = limits.delete_ranges
         tidy = True
         for turn in range(1, count + 1):

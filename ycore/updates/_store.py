@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
-from ..lib0 import write_var_uint
+from ..lib0 import STEP, Steps, finish, write_var_uint
 from ._deletes import ClientDeletes, Range, subtract, write_ranges
 from ._grammar import (
     SKIP,
@@ -48,8 +48,9 @@ class StructStore:
         self._state_vector: bytes | None = None
         """Encoded, once it was asked for, until there are new structs."""
         self.size = 0
-        """About how many bytes of memory this takes. What `encode` gives is shorter: half of this
-        for a document typed key by key, a hundredth for a swarm of clients with a letter each."""
+        """What this costs to keep and to pass on, about in bytes of memory. What `encode` gives is
+        shorter: half of this for a document typed key by key, less if it has many authors, since
+        each costs everyone who joins a little time."""
 
     def add(self, update: bytes | ParsedUpdate) -> bytes | None:
         """Take in an update and return what of it was new, as an update; None if nothing was.
@@ -158,27 +159,37 @@ class StructStore:
         """
         if isinstance(state_vector, bytes):
             state_vector = decode_state_vector(state_vector)
-        return self._encode(state_vector)
+        return finish(self.diff_steps(state_vector))
 
     def encode(self) -> bytes:
         """All structs and deletes, as one update."""
-        return self._encode({})
+        return finish(self.diff_steps({}))
 
-    def _encode(self, known: Mapping[int, int]) -> bytes:
+    def diff_steps(self, known: Mapping[int, int]) -> Steps[bytes]:
+        """`diff` in steps. What is added meanwhile may be in it or not, as a whole or in part."""
         if self._order is None:
             self._order = sorted(self._clients, reverse=True)
+        done: list[bytes] = []
         chunks: Chunks = []
         sections = 0
-        for client in self._order:
+        for turn, client in enumerate(self._order, 1):
             runs = self._clients[client]
             clock = known.get(client, 0)
             if clock < runs[-1].end:
                 _write_section(chunks, client, runs, clock)
                 sections += 1
-        deletes = [
-            self._deletes[client].encoded(client) for client in sorted(self._deletes, reverse=True)
-        ]
-        return b"".join((_count(sections), *chunks, _count(len(deletes)), *deletes))
+            if len(chunks) > 4 * STEP or not turn % (4 * STEP):
+                # The chunks may be the runs' own bytes, which change.
+                done.append(b"".join(chunks))
+                chunks = []
+                yield
+        done.append(b"".join(chunks))
+        deletes = []
+        for turn, client in enumerate(sorted(self._deletes, reverse=True), 1):
+            deletes.append((yield from self._deletes[client].encode_steps(client)))
+            if not turn % STEP:
+                yield
+        return b"".join((_count(sections), *done, _count(len(deletes)), *deletes))
 
 
 class _Piece(NamedTuple):
@@ -217,7 +228,9 @@ def _encode_news(pieces: list[_Piece], deletes: dict[int, list[Range]]) -> bytes
         out += body
     write_var_uint(out, len(deletes))
     for client in sorted(deletes, reverse=True):
-        write_ranges(out, client, deletes[client])
+        write_var_uint(out, client)
+        write_var_uint(out, len(deletes[client]))
+        write_ranges(out, deletes[client])
     return bytes(out)
 
 
