@@ -14,13 +14,19 @@ have joined, `Room.joins`) tells `unloaded` that it comes too late.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from heapq import heappop, heappush
+from itertools import count
 from types import MappingProxyType
+from typing import Final
 
 from .errors import CloseCode
 from .room import Effect, Load, Member, Room, State, Unload
 from .settings import Settings
 
 __all__ = ["Hub"]
+
+_MIN_LOOK_INTERVAL: Final = 0.1
+"""Seconds: time-outs that are set shorter are noticed this late."""
 
 
 class Hub:
@@ -31,6 +37,13 @@ class Hub:
         self._rooms: dict[str, Room] = {}
         self._unloading: dict[Room, int] = {}
         """Room -> its generation when its Unload was returned."""
+        self._looks: list[tuple[float, int, Room]] = []
+        """A heap: for each room, when it is looked at next. With a hundred thousand rooms one can't
+        look at all of them whenever one is due."""
+        self._count = count()
+        times = self.settings
+        shortest = min(times.keepalive, times.stall_timeout, times.idle_timeout)
+        self._look_interval = max(shortest, _MIN_LOOK_INTERVAL)
 
     @property
     def rooms(self) -> Mapping[str, Room]:
@@ -50,6 +63,7 @@ class Hub:
         if room is None:
             room = self._rooms[name] = Room(name, settings=self.settings, loading=True)
             effects.append(Load(room))
+            self._look_again(room, now)
         member, greeting = room.join(now=now, read_only=read_only)
         return member, effects + greeting
 
@@ -71,26 +85,32 @@ class Hub:
         return True
 
     def next_timeout(self) -> float | None:
-        """When `handle_timeout` has something to do next; None if never."""
-        times = [room.next_timeout() for room in self._rooms.values()]
-        times += [self._unload_at(room) for room in self._rooms.values()]
-        return min((time for time in times if time is not None), default=None)
+        """When to call `handle_timeout` next; None if never, as long as nobody joins."""
+        while self._looks and self._rooms.get(self._looks[0][2].name) is not self._looks[0][2]:
+            heappop(self._looks)  # forgotten meanwhile
+        return self._looks[0][0] if self._looks else None
 
     def handle_timeout(self, *, now: float) -> list[tuple[Room, list[Effect]]]:
         """Do what is due by `now`; too early, nothing. Rooms without effects are left out."""
         todo: list[tuple[Room, list[Effect]]] = []
-        for room in self._rooms.values():
-            effects: list[Effect] = []
-            due = room.next_timeout()
-            if due is not None and now >= due:
-                effects += room.handle_timeout(now=now)
+        while (due := self.next_timeout()) is not None and now >= due:
+            room = heappop(self._looks)[2]
+            effects = room.handle_timeout(now=now)
             unload_at = self._unload_at(room)
             if unload_at is not None and now >= unload_at:
                 self._unloading[room] = room.joins
                 effects.append(Unload(room, room.joins))
             if effects:
                 todo.append((room, effects))
+            self._look_again(room, now)
         return todo
+
+    def _look_again(self, room: Room, now: float) -> None:
+        """See to it that a room is looked at when it is next due, and every so often in any case:
+        what may become due meanwhile, the hub is not told."""
+        dues = (room.next_timeout(), self._unload_at(room), now + self._look_interval)
+        due = min(due for due in dues if due is not None and due > now)
+        heappush(self._looks, (due, next(self._count), room))
 
     def _unload_at(self, room: Room) -> float | None:
         """When the room will have been idle for long enough; None if it is not or that is known."""

@@ -6,7 +6,7 @@ import pytest
 from build import typed
 from script import edit, plain, step1
 
-from ycore import CloseCode, Hub, Load, Member, Room, Settings, State, Unload
+from ycore import CloseCode, Effect, Hub, Load, Member, Room, Settings, State, Unload
 
 A, B = typed(1, "ab")
 
@@ -62,13 +62,13 @@ def test_an_idle_room_is_unloaded() -> None:
     room = member.room
     assert hub.next_timeout() == 15  # the keepalive
     room.leave(member, now=5)
-    assert hub.next_timeout() == 35
     assert hub.handle_timeout(now=34.9) == []
+    assert hub.next_timeout() == 35
     assert hub.handle_timeout(now=35) == [(room, [Unload(room, 1)])]
     assert hub.handle_timeout(now=99) == []  # once
-    assert hub.next_timeout() is None
     assert hub.unloaded(room, 1, now=36)
     assert hub.rooms == {}
+    assert hub.next_timeout() is None
     assert room.state is State.CLOSED
     assert not hub.unloaded(room, 1, now=36)
 
@@ -100,7 +100,7 @@ def test_a_room_that_loads_is_not_unloaded_before() -> None:
     room.leave(member, now=1)
     assert hub.handle_timeout(now=100) == []
     room.opened(now=100)
-    assert hub.handle_timeout(now=100) == [(room, [Unload(room, 1)])]
+    assert hub.handle_timeout(now=115) == [(room, [Unload(room, 1)])]
 
 
 def test_timeouts_of_rooms_are_the_hubs() -> None:
@@ -112,6 +112,41 @@ def test_timeouts_of_rooms_are_the_hubs() -> None:
     assert plain(effects) == [("send", ("awareness",), [one])]
     ((room, effects),) = hub.handle_timeout(now=20)
     assert room is two.room
+
+
+def test_only_rooms_that_are_due_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub()
+    for i in range(1000):
+        opened(hub, str(i), now=i / 1000)
+    looked = 0
+
+    def count(room: Room, *, now: float) -> list[Effect]:
+        nonlocal looked
+        looked += 1
+        return handle_timeout(room, now=now)
+
+    handle_timeout = Room.handle_timeout
+    monkeypatch.setattr(Room, "handle_timeout", count)
+    due = 0.0
+    for _ in range(50):
+        due = hub.next_timeout() or 0
+        assert len(hub.handle_timeout(now=due)) == 1
+    assert looked == 50
+    assert due == 15.049
+
+
+def test_a_timeout_shorter_than_the_keepalive_is_noticed() -> None:
+    hub = Hub(Settings(stall_timeout=0.01))
+    slow, other = opened(hub, "doc"), opened(hub, "doc")
+    slow.room.stall(slow, now=0.2)
+    closed = []
+    for _ in range(5):
+        due = hub.next_timeout()
+        assert due is not None
+        for _, effects in hub.handle_timeout(now=due):
+            closed += plain(effects)
+    assert closed == [("close", slow, 1013)]
+    assert other.room.members == (other,)
 
 
 def test_rooms_cant_be_changed_from_outside() -> None:
