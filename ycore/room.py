@@ -29,15 +29,15 @@ Awareness ids belong to the member that announced them; see `_vouch`.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
+from types import GeneratorType
 from typing import Any, Final, TypeAlias
 
 from .awareness import Awareness, AwarenessEntry, encode_awareness
 from .errors import CloseCode, LocalProtocolError, RemoteProtocolError
-from .frame import Content, Frame
+from .frame import Frame
 from .lib0 import Steps
 from .messages import (
     AwarenessUpdate,
@@ -340,12 +340,13 @@ class Room:
         effects: list[Effect] = []
         if contents:
             content = contents[0]
-            if wait and now < self._may_ask_at(member, content):
-                frame.not_before = self._may_ask_at(member, content)
-                return []
-            if isinstance(content, dict):
-                content = contents[0] = self._answer(member, content, now)
-            if isinstance(content, Generator):
+            if isinstance(content, ParsedUpdate):
+                self._take_update(member, content, now, effects)
+            elif isinstance(content, list):
+                self._take_awareness(member, content, now, effects)
+            elif isinstance(content, Custom):
+                self._take_custom(member, content, effects)
+            elif isinstance(content, GeneratorType):
                 try:
                     next(content)
                 except StopIteration as stop:
@@ -353,19 +354,19 @@ class Room:
                 else:
                     return []
             else:
-                self._act(member, content, now, effects)
+                is_query = isinstance(content, QueryAwareness)
+                asked_at = member._queried_at if is_query else member._asked_at
+                if wait and now < asked_at + self.settings.answer_interval:
+                    frame.not_before = asked_at + self.settings.answer_interval
+                    return []
+                if isinstance(content, dict):
+                    contents[0] = self._answer(member, content, now)
+                    return self._receive(member, frame, now)
+                member._queried_at = now
+                self._send_awareness(member, list(self.awareness.states), effects)
             contents.popleft()
         frame.done = not contents
         return effects
-
-    def _may_ask_at(self, member: Member, content: Content) -> float:
-        """When the member may have its question answered, if it is one."""
-        asked_at = -inf
-        if isinstance(content, dict):
-            asked_at = member._asked_at
-        elif isinstance(content, QueryAwareness):
-            asked_at = member._queried_at
-        return asked_at + self.settings.answer_interval
 
     def close(self, code: CloseCode, reason: str, *, now: float) -> list[Effect]:
         """Send everyone away, for good: the room is CLOSED."""
@@ -486,22 +487,9 @@ class Room:
     def _dismiss(self, member: Member, code: CloseCode, reason: str, now: float) -> list[Effect]:
         return [Close(member, code, reason), *self.leave(member, now=now)]
 
-    def _act(
-        self,
-        member: Member,
-        content: ParsedUpdate | list[AwarenessEntry] | QueryAwareness | Custom,
-        now: float,
-        effects: list[Effect],
-    ) -> None:
-        if isinstance(content, ParsedUpdate):
-            self._take_update(member, content, now, effects)
-        elif isinstance(content, list):
-            self._take_awareness(member, content, now, effects)
-        elif isinstance(content, QueryAwareness):
-            member._queried_at = now
-            self._send_awareness(member, list(self.awareness.states), effects)
-        elif content.type in self.settings.custom_types:
-            effects.append(CustomMessage(member, content.type, content.payload))
+    def _take_custom(self, member: Member, message: Custom, effects: list[Effect]) -> None:
+        if message.type in self.settings.custom_types:
+            effects.append(CustomMessage(member, message.type, message.payload))
         else:
             self.counters.unknown_messages += 1
 

@@ -6,7 +6,7 @@
                | 0a len                                                Skip: a hole
                | info [origin] [rightOrigin] [parent] content          Item
     parent    := (01 rootName | 00 id) [key]       only if there is neither origin nor right origin
-    content   := see `_skip_small_content` and `_skip_content`
+    content   := see `_skip_short_content` and `_skip_long_content`
     deleteSet := n (client nRanges>0 (clock len>0){nRanges}){n}        each client at most once
 
 Source: yjs `utils/encoding.js` (readClientsStructRefs), `utils/DeleteSet.js` (readDeleteSet),
@@ -65,7 +65,7 @@ HAS_KEY: Final = 0x20
 """The item is the value of a key (`parentSub`), of a map or an XML attribute."""
 
 _MAX_TYPE: Final = 6
-_SMALL: Final = (DELETED, TYPE, BINARY)
+_MOSTLY_SHORT: Final = (FORMAT, TYPE, DELETED, BINARY, EMBED)
 _MANY: Final = 64
 """From how many structs on the places of structs are kept in arrays."""
 _NAMED_TYPES: Final = (3, 5)  # YXmlElement and YXmlHook carry a name
@@ -98,7 +98,7 @@ class Section:
 
     __slots__ = ("begin", "client", "ends", "offsets", "start", "stop")
 
-    def __init__(self, client: int, start: int, begin: int, *, many: bool) -> None:
+    def __init__(self, client: int, start: int, begin: int, many: bool) -> None:
         self.client = client
         self.start = start
         """The clock of the first struct."""
@@ -116,14 +116,14 @@ class Section:
 class ParsedUpdate:
     """An update that was checked: its bytes and where things are in them."""
 
-    __slots__ = ("data", "deletes", "sections", "tidy")
+    __slots__ = ("data", "deletes", "sections", "tidy", "weight")
 
     def __init__(
         self,
         data: bytes,
         sections: list[Section],
         deletes: dict[int, list[tuple[int, int]]],
-        *,
+        weight: int,
         tidy: bool,
     ) -> None:
         self.data = data
@@ -131,38 +131,38 @@ class ParsedUpdate:
         """In the order of the update; a Skip ends one and begins another."""
         self.deletes = deletes
         """Client -> (first clock, clock after the last): sorted, with gaps between them."""
+        self.weight = weight
+        """How many sections, clients with deletes and ranges there are: what costs time to take
+        in. Structs cost little, since they are taken in many at a time."""
         self.tidy = tidy
         """Whether `data` can be passed on for this: it says no more, and has the delete ranges in
         this form, too."""
 
 
 _PART: Final = 2000
-"""How many sections and delete ranges are taken into a store in one go: some 20 ms at worst."""
+"""How heavy an update may be to be taken into a store in one go: some 20 ms at worst."""
 
 
 def parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
-    """The update, or if taking it in at once would take long, smaller ones that say the same.
-
-    Structs cost little, since they are taken in many at a time; sections and ranges cost each.
-    """
-    ranges = sum(map(len, update.deletes.values()))
-    if len(update.sections) + len(update.deletes) + ranges <= _PART:
+    """The update, or if it is too heavy to be taken in at once, lighter ones that say the same."""
+    if update.weight <= _PART:
         yield update
         return
     data = update.data
     for done in range(0, len(update.sections), _PART):
-        yield ParsedUpdate(data, update.sections[done : done + _PART], {}, tidy=False)
+        sections = update.sections[done : done + _PART]
+        yield ParsedUpdate(data, sections, {}, len(sections), False)
     deletes: dict[int, list[tuple[int, int]]] = {}
-    room = _PART
+    weight = 0
     for client, its in update.deletes.items():
         for done in range(0, len(its), _PART):
             deletes[client] = its[done : done + _PART]
-            room -= 1 + len(deletes[client])
-            if room <= 0:
-                yield ParsedUpdate(data, [], deletes, tidy=False)
-                deletes, room = {}, _PART
+            weight += 1 + len(deletes[client])
+            if weight >= _PART:
+                yield ParsedUpdate(data, [], deletes, weight, False)
+                deletes, weight = {}, 0
     if deletes:
-        yield ParsedUpdate(data, [], deletes, tidy=False)
+        yield ParsedUpdate(data, [], deletes, weight, False)
 
 
 def parse_update(data: bytes, limits: UpdateLimits = NO_LIMITS) -> ParsedUpdate:
@@ -216,7 +216,8 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
         raise RemoteProtocolError("update ends in the middle of a struct") from None
     if pos != size:
         raise RemoteProtocolError(f"{size - pos} bytes left over after the update")
-    return ParsedUpdate(data, sections, deletes, tidy=tidy)
+    weight = len(sections) + len(deletes) + limits.delete_ranges - left
+    return ParsedUpdate(data, sections, deletes, weight, tidy)
 
 
 def _too_many(what: str, limit: int) -> RemoteProtocolError:
@@ -236,12 +237,10 @@ def _read_section(
         raise RemoteProtocolError(f"client {client} declares {count} structs")
     many = count > _MANY
     begin = pos
-    section = Section(client, clock, begin, many=many)
+    section = Section(client, clock, begin, many)
     ends, offsets = section.ends, section.offsets
-    for done in range(0, count, STEP):
-        if done:
-            yield
-        for _ in range(min(STEP, count - done)):
+    while True:
+        for _ in range(count if count < STEP else STEP):
             offset = pos
             info = data[pos]
             if info in (SKIP, GC):
@@ -263,10 +262,11 @@ def _read_section(
             else:
                 pos = _skip_item_head(data, pos, info, client, own_client, clock)
                 kind = info & KIND
-                if kind in _SMALL:
-                    length, pos = _skip_small_content(data, pos, kind)
-                else:
-                    length, pos = yield from _skip_content(data, pos, kind)
+                length = -1
+                if kind in _MOSTLY_SHORT:
+                    length, pos = _skip_short_content(data, pos, kind)
+                if length < 0:
+                    length, pos = yield from _skip_long_content(data, pos, kind)
             if length == 0:
                 raise RemoteProtocolError(f"struct at byte {offset} has no length")
             clock += length
@@ -282,8 +282,12 @@ def _read_section(
                     if len(sections) > max_sections:
                         raise _too_many("clients and holes", max_sections)
                 begin = pos
-                section = Section(client, clock, begin, many=many)
+                section = Section(client, clock, begin, many)
                 ends, offsets = section.ends, section.offsets
+        count -= STEP
+        if count <= 0:
+            break
+        yield
     if ends:
         section.stop = pos
         sections.append(section)
@@ -331,8 +335,9 @@ def _skip_item_head(
     return pos
 
 
-def _skip_small_content(data: bytes, pos: int, kind: int) -> tuple[int, int]:
-    """Check content that takes no time; return how many clocks it takes, and where it ends."""
+def _skip_short_content(data: bytes, pos: int, kind: int) -> tuple[int, int]:
+    """Check content of a kind that is mostly short; return how many clocks it takes, and where it
+    ends; or -1 if it is long, for `_skip_long_content` to check."""
     if kind == DELETED:  # len
         return read_var_uint(data, pos)
     if kind == TYPE:  # type [name]
@@ -341,43 +346,48 @@ def _skip_small_content(data: bytes, pos: int, kind: int) -> tuple[int, int]:
             raise RemoteProtocolError(f"unknown shared type {type_ref} before byte {pos}")
         if type_ref in _NAMED_TYPES:
             _, pos = read_var_string(data, pos)
-    else:  # BINARY: bytes
+    elif kind == BINARY:  # bytes
         _, pos = read_var_uint8_array(data, pos)
-    return 1, pos
-
-
-def _skip_content(data: bytes, pos: int, kind: int) -> Steps[tuple[int, int]]:
-    """Check the content that `_skip_small_content` does not."""
-    if kind in (FORMAT, EMBED):  # [key] json
+    else:  # FORMAT, EMBED: [key] json
+        start = pos
         if kind == FORMAT:
             _, pos = read_var_string(data, pos)
         text, pos = read_var_string(data, pos)
-        if len(text) <= SHORT_JSON:
-            check_json(text)
-        else:
-            yield from check_json_steps(text)
-    elif kind == DOC:  # guid any(map)
+        if len(text) > SHORT_JSON:
+            return -1, start
+        check_json(text)
+    return 1, pos
+
+
+def _skip_long_content(data: bytes, pos: int, kind: int) -> Steps[tuple[int, int]]:
+    """Check content of a kind that may be long; likewise."""
+    if kind in (FORMAT, EMBED):
+        if kind == FORMAT:
+            _, pos = read_var_string(data, pos)
+        text, pos = read_var_string(data, pos)
+        yield from check_json_steps(text)
+        return 1, pos
+    if kind == DOC:  # guid any(map)
         _, pos = read_var_string(data, pos)
         if data[pos] != _ANY_OBJECT:
             raise RemoteProtocolError(f"subdocument options at byte {pos} are no object")
         pos = yield from skip_any_steps(data, pos)
-    else:
-        count, pos = read_var_uint(data, pos)
-        if count > len(data) - pos:
-            raise RemoteProtocolError(f"{count} values declared before byte {pos}")
-        if kind == ANY:  # n any{n}
-            pos = yield from skip_any_steps(data, pos, count)
-        else:  # JSON: n json{n}, where a json may be "undefined"
-            for turn in range(1, count + 1):
-                text, pos = read_var_string(data, pos)
-                if len(text) > SHORT_JSON:
-                    yield from check_json_steps(text)
-                elif text != "undefined":
-                    check_json(text)
-                if not turn % STEP:
-                    yield
-        return count, pos
-    return 1, pos
+        return 1, pos
+    count, pos = read_var_uint(data, pos)
+    if count > len(data) - pos:
+        raise RemoteProtocolError(f"{count} values declared before byte {pos}")
+    if kind == ANY:  # n any{n}
+        pos = yield from skip_any_steps(data, pos, count)
+    else:  # JSON: n json{n}, where a json may be "undefined"
+        for turn in range(1, count + 1):
+            text, pos = read_var_string(data, pos)
+            if len(text) > SHORT_JSON:
+                yield from check_json_steps(text)
+            elif text != "undefined":
+                check_json(text)
+            if not turn % STEP:
+                yield
+    return count, pos
 
 
 def utf16_length(text: bytes, pos: int) -> int:
@@ -398,10 +408,8 @@ def _read_ranges(
     ranges = []
     last = -1
     in_order = True
-    for done in range(0, count, STEP):
-        if done:
-            yield
-        for _ in range(min(STEP, count - done)):
+    while True:
+        for _ in range(count if count < STEP else STEP):
             start, pos = read_var_uint(data, pos)
             length, pos = read_var_uint(data, pos)
             end = start + length
@@ -413,6 +421,10 @@ def _read_ranges(
                 in_order = False
             last = end
             ranges.append((start, end))
+        count -= STEP
+        if count <= 0:
+            break
+        yield
     if not in_order:
         ranges = yield from _in_order(ranges)
     return ranges, pos, in_order
