@@ -580,12 +580,17 @@ class Room:
                 self._teach(owner, effects)
 
     def _has_space(self, member: Member, client: int, state: str) -> bool:
-        """Whether this state and those of the member's other ids are short enough."""
+        """Whether this state and those of the member's other ids are short enough.
+
+        A state of less than an id's share always is, so that looking at the others costs little
+        for each byte.
+        """
+        settings = self.settings
+        if len(state) <= settings.max_awareness_bytes // settings.max_awareness_clients:
+            return True
         others = [other for other in member._clocks if other != client]
-        if not others:
-            return True  # it was looked at when the frame was read
         taken = sum(len(entry.state or "") for entry in self.awareness.entries(others))
-        return taken + len(state) <= self.settings.max_awareness_bytes
+        return taken + len(state) <= settings.max_awareness_bytes
 
     def _vouch(self, member: Member, entry: AwarenessEntry) -> bool:
         """Whether what a member says of an id counts. If so, it owns the id.

@@ -56,9 +56,9 @@ class Settings:
     everyone when a large room loses its connection. More is closed (1008)."""
 
     max_awareness_bytes: int = 64 * 1024
-    """How long a member's awareness states may be, in all. A name and a cursor take some hundred
-    bytes, an avatar some thousand, and each is repeated to everybody. A longer state is closed
-    (1008); further ones are ignored."""
+    """How long a member's awareness states may be in all, give or take an id's share of it. A name
+    and a cursor take some hundred bytes, an avatar some thousand, and each is repeated to
+    everybody. A single state that is longer is closed (1008); one too many is ignored."""
 
     custom_types: frozenset[int] = frozenset()
     """Message types of the application's own: they come back as `CustomMessage` effects. Messages

@@ -262,6 +262,7 @@ MANY = 5000
         update({(1, 0): [item(b"\x02" + uint(MANY) + b"\x010" * MANY)]}),
         update({(1, 0): [item(b"\x02" + uint(1) + string("[" + "1," * MANY + "1]"))]}),
         update({(1, 0): [item(embed("[" + "1," * MANY + "1]"))]}),
+        update({(1, 0): [item(format_("key", "[" + "1," * MANY + "1]"))]}),
     ],
 )
 def test_long_updates_are_read_step_by_step(data: bytes) -> None:
