@@ -2,13 +2,16 @@
 # make test            all tests; sets up what they need
 # make lint            ruff and mypy
 # make bench           the benchmarks
+# make fuzz            the fuzz targets, SECONDS=30 each with each engine
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NODE := tests/interop/node_modules/.package-lock.json
 
-.PHONY: serve test lint bench clean
+SECONDS ?= 30
+
+.PHONY: serve test lint bench fuzz clean
 
 serve: $(VENV)/.server
 	@$(BIN)/ycore serve $(ARGS)
@@ -25,6 +28,9 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,ops $(ARGS)
 
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python fuzz/run.py --engine plain --engine coverage --seconds $(SECONDS) $(ARGS)
+
 # The markers are made anew when what is to be installed has changed. Pip before 25.1 knows no
 # dependency groups, and what comes with Python may be older.
 $(VENV)/.pip:
@@ -38,6 +44,10 @@ $(VENV)/.server: $(VENV)/.pip pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.server
 	@$(BIN)/pip install --quiet --group dev
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	@$(BIN)/pip install --quiet --group fuzz
 	@touch $@
 
 $(NODE): tests/interop/package.json tests/interop/package-lock.json

@@ -422,9 +422,10 @@ class Room:
     def stall(self, member: Member, *, now: float) -> None:
         """Send a member nothing more until `resume`: its outbox is full.
 
-        What was returned for it before still has to reach it.
+        What was returned for it before still has to reach it. While the room is loading nothing
+        was, and this does nothing.
         """
-        if self._is_in(member) and member not in self._stalled:
+        if self.state is State.OPEN and self._is_in(member) and member not in self._stalled:
             self._stalled[member] = _Stalled(
                 now, self.store.state_vector(), list(self.awareness.states)
             )

@@ -490,6 +490,14 @@ def test_bad_bytes_are_found_while_the_room_loads() -> None:
     assert room.store.encode() == EMPTY
 
 
+def test_nobody_is_stalled_before_anything_was_sent() -> None:
+    room = Room("doc", loading=True)
+    member, _ = room.join(now=0)
+    room.stall(member, now=0)
+    assert plain(room.opened(now=0)) == [("send", ("step1", {}), [member])]
+    assert room.resume(member) == []
+
+
 def test_loading_is_for_loading_rooms(room: Room) -> None:
     with pytest.raises(LocalProtocolError, match="is open, not loading"):
         room.load(A)
