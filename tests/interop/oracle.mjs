@@ -200,8 +200,33 @@ const check = ({ deliveries, views, stateVectors, gc = true }) => {
   return { ok: true, as }
 }
 
+/** What a client sees that got these updates one by one; or where Yjs threw. */
+const seenBy = updates => {
+  const doc = new Y.Doc()
+  for (const [at, update] of updates.entries()) {
+    try {
+      Y.applyUpdate(doc, decode(update))
+    } catch (error) {
+      return { threw: `at ${at}: ${error.stack}` }
+    }
+  }
+  let content
+  try {
+    const roots = [doc.getText('t'), doc.getMap('m'), doc.getArray('a'), doc.get('x', Y.XmlFragment)]
+    content = JSON.stringify(roots.map(canonicalType))
+  } catch (error) {
+    content = `unreadable: ${error.message}`
+  }
+  return { content, stateVector: JSON.stringify(stateVector(Y.encodeStateVector(doc))) }
+}
+
 const operations = {
   check,
+
+  /** What several clients see, each by the updates it got. */
+  seen ({ clients }) {
+    return { seen: clients.map(seenBy) }
+  },
 
   session (request) {
     const { updates, classes } = makeSession(request)

@@ -95,6 +95,13 @@ class Oracle:
         answer = self.ask({"op": "state_vectors", "deliveries": _encode(deliveries), "at": at})
         return _decode(answer["stateVectors"])
 
+    def seen(self, clients: Iterable[Iterable[bytes]]) -> list[dict[str, str]]:
+        """What clients see that got these updates: content and state vector, or where Yjs threw."""
+        seen: list[dict[str, str]] = self.ask(
+            {"op": "seen", "clients": [_encode(updates) for updates in clients]}
+        )["seen"]
+        return seen
+
     def check(
         self,
         deliveries: Iterable[bytes],
