@@ -262,8 +262,8 @@ def change_content(document: Document, rng: random.Random) -> None:
             struct.info |= 0x80
 
 
-def change_text(document: Document, rng: random.Random) -> None:
-    """The same id and length with other letters: what overlaps differs, and nobody can tell."""
+def change_letters(document: Document, rng: random.Random) -> None:
+    """Other letters, values or formats under the same ids."""
     if (place := _a_struct(document, rng)) is not None:
         struct = place[0].structs[place[1]]
         if struct.info == STRING:
@@ -273,7 +273,19 @@ def change_text(document: Document, rng: random.Random) -> None:
                 return  # an earlier change's doing
             text = "".join(rng.choice("xyé") if ord(c) < 2**16 else "🎉" for c in old)
             struct.content = string(text.encode())
-        elif rng.random() < 0.5:
+        elif struct.info in (BINARY, EMBED):
+            struct.info, struct.content = rng.choice(
+                [(BINARY, string(b"other")), (EMBED, string(b'{"other":1}'))]
+            )
+        elif struct.info == FORMAT:
+            struct.content = string(b"color") + string(rng.choice([b'"blue"', b"null"]))
+
+
+def change_to_halves(document: Document, rng: random.Random) -> None:
+    """What others may have cut in two."""
+    if (place := _a_struct(document, rng)) is not None:
+        struct = place[0].structs[place[1]]
+        if struct.info not in (GC, SKIP):
             struct.info, struct.content = STRING, rng.choice(SURROGATES)
 
 
@@ -382,8 +394,9 @@ CHANGES: Final[list[Callable[[Document, random.Random], None]]] = [
     change_client,
     change_content,
     change_content,
-    change_text,
-    change_text,
+    change_letters,
+    change_letters,
+    change_to_halves,
     change_origin,
     change_origin,
     change_parent,
@@ -420,7 +433,12 @@ def _tidy_up(document: Document) -> None:
     document.deletes = [(client, ranges) for client, ranges in document.deletes if ranges]
 
 
-def mutate(update: bytes, rng: random.Random, others: Sequence[bytes] = ()) -> bytes:
+def mutate(
+    update: bytes,
+    rng: random.Random,
+    others: Sequence[bytes] = (),
+    changes: Sequence[Callable[[Document, random.Random], None]] = CHANGES,
+) -> bytes:
     """An update that resembles this one, perhaps with parts of some of the others.
 
     Any bytes will do for `update`; never raises.
@@ -436,7 +454,7 @@ def mutate(update: bytes, rng: random.Random, others: Sequence[bytes] = ()) -> b
     if rng.random() < 0.02:
         return mutate_bytes(update, rng)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
-        rng.choice(CHANGES)(document, rng)
+        rng.choice(changes)(document, rng)
     if rng.random() < 0.9:
         _tidy_up(document)
     encoded = document.encode()

@@ -41,10 +41,6 @@ __all__ = [
 OUTDATED_AFTER: Final = 30.0
 """Seconds after which a state that was not renewed is dropped (`outdatedTimeout`)."""
 
-MAX_CLOCK: Final = 2**52
-"""The highest clock taken from a peer: far above what anyone counts up to, and far enough below
-the highest that can be written that a room can count on from it."""
-
 RENEW_AFTER: Final = OUTDATED_AFTER / 2
 """Seconds after which an owner renews its state."""
 
@@ -82,8 +78,6 @@ def decode_awareness_steps(
     for turn in range(1, count + 1):
         client, pos = read_var_uint(payload, pos)
         clock, pos = read_var_uint(payload, pos)
-        if clock > MAX_CLOCK:
-            raise RemoteProtocolError(f"awareness clock {clock} of client {client} is too high")
         start = pos
         state, pos = read_var_string(payload, pos)
         if pos - start > max_state_bytes:
@@ -142,6 +136,10 @@ class Awareness:
     def states(self) -> dict[int, str]:
         """Client -> state, as JSON text, of those who are here."""
         return {client: known.state for client, known in self._present.items()}
+
+    def __len__(self) -> int:
+        """How many are here."""
+        return len(self._present)
 
     def clock(self, client: int) -> int:
         """The last clock known of a client, 0 if none is."""

@@ -8,7 +8,6 @@ gives others a turn in between, until `Frame.done`.
 from __future__ import annotations
 
 from collections import deque
-from math import inf
 from typing import Any, Final, TypeAlias
 
 from .awareness import AwarenessEntry, decode_awareness_steps
@@ -52,7 +51,7 @@ steps are that answer under way, and give its effects."""
 class Frame:
     """One WebSocket message, to be given to `Room.receive` until it is `done`."""
 
-    __slots__ = ("_contents", "_data", "_reading", "done", "not_before")
+    __slots__ = ("_contents", "_data", "_reading", "done")
 
     def __init__(self, data: bytes) -> None:
         self._data = bytes(data)
@@ -60,8 +59,6 @@ class Frame:
         self._contents: deque[Content] | None = None
         self.done = False
         """Whether there is nothing left to do: it was taken in, or refused."""
-        self.not_before = -inf
-        """Until when `Room.receive` does nothing, since the member asks too often."""
 
     def __len__(self) -> int:
         return len(self._data)

@@ -43,7 +43,6 @@ from .messages import (
     AwarenessUpdate,
     Custom,
     PermissionDenied,
-    QueryAwareness,
     SyncStep1,
     SyncStep2,
     Update,
@@ -70,9 +69,8 @@ class Member:
     """One connection to a room. Made by `Room.join`; its attributes are to be read, but `link`."""
 
     __slots__ = (
-        "_asked_at",
+        "_asks_until",
         "_clocks",
-        "_queried_at",
         "_waiting",
         "_waiting_bytes",
         "joined_at",
@@ -93,8 +91,8 @@ class Member:
         self._clocks: dict[int, int] = {}
         """The awareness ids it owns, with the clock it last announced for each. The first one is
         its own; further ones it may be passing on for others."""
-        self._asked_at = self._queried_at = -inf
-        """When its last SyncStep1 and its last QueryAwareness were taken up."""
+        self._asks_until = -inf
+        """When it will have asked no more than it may, if it asks nothing until then."""
         self._waiting: list[Frame] = []
         """Frames that came while the room was loading."""
 
@@ -195,6 +193,13 @@ class Counters:
 
 _KEEPALIVE: Final = AwarenessUpdate(encode_awareness([])).encode()
 """The shortest message that no client reacts to: awareness of nobody."""
+
+_MAX_CLOCK: Final = 2**52
+"""The highest awareness clock a member may announce: far above what anyone counts up to, and far
+enough below the highest that can be written that a room can count on from it."""
+
+_QUESTIONS_AT_ONCE: Final = 10
+"""How often a member may ask at once that asked nothing for a while."""
 
 _READ_ONLY: Final = PermissionDenied("this connection is read-only: the edit was refused").encode()
 
@@ -306,23 +311,21 @@ class Room:
     def receive(self, member: Member, frame: bytes | Frame, *, now: float) -> list[Effect]:
         """Take in one WebSocket message. Does nothing if the member has left.
 
-        Of a `Frame`, only a small part of the work is done: call again until it is `done`, if it
-        says so only later, and take in nothing else of this member meanwhile.
+        Of a `Frame`, only a small part of the work is done: call again until it is `done`, and
+        take in nothing else of this member meanwhile.
 
         Malformed bytes change nothing, and cost the member its connection: the effects are then
         its `Close` and what its leaving means for the others.
         """
         if isinstance(frame, Frame):
-            return self._receive(member, frame, now, wait=True)
+            return self._receive(member, frame, now)
         frame = Frame(frame)
         effects: list[Effect] = []
         while not frame.done:
             effects += self._receive(member, frame, now)
         return effects
 
-    def _receive(
-        self, member: Member, frame: Frame, now: float, *, wait: bool = False
-    ) -> list[Effect]:
+    def _receive(self, member: Member, frame: Frame, now: float) -> list[Effect]:
         if not self._is_in(member):
             frame.done = True
             return []
@@ -354,15 +357,15 @@ class Room:
                 else:
                     return []
             else:
-                is_query = isinstance(content, QueryAwareness)
-                asked_at = member._queried_at if is_query else member._asked_at
-                if wait and now < asked_at + self.settings.answer_interval:
-                    frame.not_before = asked_at + self.settings.answer_interval
-                    return []
+                interval = self.settings.answer_interval
+                member._asks_until = max(member._asks_until, now) + interval
+                if member._asks_until > now + _QUESTIONS_AT_ONCE * interval:
+                    frame.done = True
+                    reason = "asks for the whole document or awareness too often"
+                    return self._dismiss(member, CloseCode.POLICY_VIOLATION, reason, now)
                 if isinstance(content, dict):
-                    contents[0] = self._answer(member, content, now)
+                    contents[0] = self._answer(member, content)
                     return self._receive(member, frame, now)
-                member._queried_at = now
                 self._send_awareness(member, list(self.awareness.states), effects)
             contents.popleft()
         frame.done = not contents
@@ -494,12 +497,11 @@ class Room:
         else:
             self.counters.unknown_messages += 1
 
-    def _answer(self, member: Member, clocks: dict[int, int], now: float) -> Steps[list[Effect]]:
+    def _answer(self, member: Member, clocks: dict[int, int]) -> Steps[list[Effect]]:
         """A SyncStep1: what does the member lack who has the structs below these clocks?
 
         From the first step on it gets what is new; what the answer has of that, it gets twice.
         """
-        member._asked_at = now
         if not member.synced:
             member.synced = True
             self._audience_changed()
@@ -587,11 +589,12 @@ class Room:
         for each byte.
         """
         settings = self.settings
-        if len(state) <= settings.max_awareness_bytes // settings.max_awareness_clients:
+        share = settings.max_awareness_bytes // settings.max_awareness_clients
+        if 4 * len(state) <= share:  # a character has four bytes at most
             return True
         others = [other for other in member._clocks if other != client]
-        taken = sum(len(entry.state or "") for entry in self.awareness.entries(others))
-        return taken + len(state) <= settings.max_awareness_bytes
+        shown = [entry.state or "" for entry in self.awareness.entries(others)]
+        return sum(len(text.encode()) for text in (state, *shown)) <= settings.max_awareness_bytes
 
     def _vouch(self, member: Member, entry: AwarenessEntry) -> bool:
         """Whether what a member says of an id counts. If so, it owns the id.
@@ -606,7 +609,7 @@ class Room:
         owner = self._owners.get(client)
         if owner is member:
             last = member._clocks[client]
-            counts = clock > last or (clock == last and state is None)
+            counts = _MAX_CLOCK >= clock > last or (clock == last and state is None)
         else:
             known = self.awareness.clock(client)
             is_first = not member._clocks
@@ -615,8 +618,7 @@ class Room:
             else:
                 since = self.awareness.gone_since(client)
                 may = clock > known or (is_first and (since is None or since < member.joined_at))
-            may = may and len(member._clocks) < self.settings.max_awareness_clients
-            counts = may and state is not None
+            counts = may and state is not None and self._may_own(member, clock)
             if not counts:
                 self.counters.refused_awareness += clock > known
             elif owner is not None:
@@ -625,6 +627,14 @@ class Room:
             self._owners[client] = member
             member._clocks[client] = clock
         return counts
+
+    def _may_own(self, member: Member, clock: int) -> bool:
+        """Whether a member may own one more id. Its first one it may, whatever the others have:
+        nobody can keep it from being here."""
+        if clock > _MAX_CLOCK or len(member._clocks) >= self.settings.max_awareness_clients:
+            return False
+        spare = self.settings.max_awareness_entries - self.settings.max_members
+        return not member._clocks or len(self.awareness) < spare
 
     def _teach(self, member: Member, effects: list[Effect]) -> None:
         """Bring a member's own clock up to the room's, by one at a time.

@@ -26,8 +26,8 @@ class Settings:
     """How long a room without members stays in memory: long enough to sit out a page reload."""
 
     answer_interval: float = 1.0
-    """How often a member may ask for the document, or for everyone's awareness: a few bytes, which
-    cost much more to answer. Who asks sooner waits (see `Frame.not_before`)."""
+    """How often a member may ask for the document, or for everyone's awareness, in the long run: a
+    few bytes, which cost much more to answer. Who asks ten times more in a row is closed (1008)."""
 
     max_rooms: int = 100_000
     """How many rooms may be in memory at once. An empty one takes some 3 KB; anyone who may choose
@@ -51,9 +51,10 @@ class Settings:
     """How many awareness ids one member may announce: its own, and those of others that it passes
     on. What it announces is kept, and repeated to everyone. More are ignored."""
 
-    max_awareness_entries: int = 4096
-    """How many states one message may bring: clients pass on all that they see change, which is
-    everyone when a large room loses its connection. More is closed (1008)."""
+    max_awareness_entries: int = 10_000
+    """How many states a room shows, and so how many one message may bring: clients pass on all that
+    they see change. More is closed (1008). Room for each of `max_members` is left: who is not there
+    with an id of its own yet can always be."""
 
     max_awareness_bytes: int = 64 * 1024
     """How long a member's awareness states may be in all, give or take an id's share of it. A name

@@ -212,10 +212,7 @@ class Driver:
                 await work.progress.wait()
             if message.done:
                 return
-            now = self.clock()
-            if now < message.not_before:
-                await anyio.sleep(message.not_before - now)
-            elif now > pause:
+            if self.clock() > pause:
                 await self._my_turn()
                 pause = self.clock() + _SLICE
 

@@ -526,23 +526,6 @@ async def test_a_long_document_is_loaded_step_by_step() -> None:
         assert len(slow.member.room.store.state_vector()) < 9001
 
 
-async def test_who_asks_too_often_waits_and_nobody_else_does(clock: Clock) -> None:
-    async with Driver(ScriptedStore(), clock=clock) as driver:
-        a, b = Client(driver), Client(driver)
-        await a.sync()
-        await b.sync()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(a.say, ASK_ALL, edit(1, 0))
-            await settle()
-            assert a.sent == []
-            await b.say(edit(2, 0))
-            await settle()
-            assert a.heard() == [Update(insert(2, 0))]
-            await clock.advance(1)
-        assert a.document() == insert(2, 0)
-        assert b.heard() == [Update(insert(1, 0))]
-
-
 async def test_a_failing_flush_is_not_everybodys(caplog: pytest.LogCaptureFixture) -> None:
     async with Driver(ScriptedStore()) as driver:
         a, b = Client(driver), Client(driver)

@@ -123,6 +123,8 @@ BAD_STRUCTS = [
     (item(text("a"), origin=(1, 5)), "not before its own"),
     (item(text("a"), origin=(1, 9)), "not before its own"),
     (item(text("a"), right=(1, 5)), "not before its own"),
+    (item(text("a"), origin=(1, 3), right=(1, 3)), "to the right of itself"),
+    (item(text("a"), origin=(7, 3), right=(7, 3)), "to the right of itself"),
     (item(text("a"), origin=(1, 4), right=(1, 5)), "not before its own"),
     (item(text("a"), parent=(1, 5)), "not before its own"),
     (b"\x84\x81\x00\x05\x01a", "not before its own"),  # the own client, overlong

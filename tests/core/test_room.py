@@ -683,34 +683,20 @@ def test_asking_often_in_one_frame_is_answered_once(room: Room) -> None:
     ]
 
 
-def test_asking_again_and_again_is_answered_once_a_second(room: Room) -> None:
-    writer, reader = enter(room), enter(room)
-    room.receive(writer, edit(A), now=0)
-    first, second = Frame(step1()), Frame(edit(B) + step1())
-    assert plain(room.receive(reader, first, now=10)) == [("send", ("step2", A), [reader])]
-    assert plain(room.receive(reader, second, now=10.5))[0] == ("persist", B)
-    assert room.receive(reader, second, now=10.5) == []
-    assert (second.done, second.not_before) == (False, 11)
-    assert room.receive(reader, second, now=10.9) == []
-    assert plain(room.receive(writer, Frame(step1({1: 2})), now=10.9)) == [
-        ("send", ("step2", EMPTY), [writer])
+def test_who_asks_again_and_again_is_closed(room: Room) -> None:
+    asker, other = enter(room), enter(room)
+    query = QueryAwareness().encode()
+    for _ in range(9):  # it asked once when it came
+        assert plain(room.receive(asker, query, now=0)) == []
+    for now in range(1, 5):
+        assert len(room.receive(asker, step1(), now=now)) == 1
+    assert plain(room.receive(asker, step1() + edit(A), now=4.5)) == [
+        ("persist", A),
+        ("send", ("update", A), [other]),
+        ("close", asker, 1008),
     ]
-    assert [said for _, said, _ in plain(room.receive(reader, second, now=11))] == [
-        ("step2", room.store.encode())
-    ]
-    assert second.done
-
-
-def test_awareness_is_told_once_a_second(room: Room) -> None:
-    shower, asker = enter(room), enter(room)
-    room.receive(shower, show((7, 1, "{}")), now=0)
-    answer = ("send", ("awareness", (7, 2, "{}")), [asker])
-    first, second = Frame(QueryAwareness().encode()), Frame(QueryAwareness().encode())
-    assert plain(room.receive(asker, first, now=5)) == [answer]
-    assert room.receive(asker, second, now=5.9) == []
-    assert (second.done, second.not_before) == (False, 6)
-    assert plain(room.receive(asker, second, now=6)) == [answer]
-    assert second.done
+    assert plain(room.receive(other, query, now=4.5)) == []
+    assert room.members == (other,)
 
 
 def test_a_long_answer_is_given_step_by_step(room: Room) -> None:
@@ -871,7 +857,8 @@ def test_a_room_has_only_so_many_members() -> None:
 
 
 def test_a_member_shows_only_so_much() -> None:
-    room = Room("doc", settings=Settings(max_awareness_bytes=50, max_awareness_entries=3))
+    limits = Settings(max_awareness_bytes=50, max_awareness_entries=5, max_members=2)
+    room = Room("doc", settings=limits)
     one, two = enter(room), enter(room)
     state = '"' + "x" * 18 + '"'
     room.receive(one, show((1, 1, state), (2, 1, state), (3, 1, state)), now=0)
@@ -880,21 +867,39 @@ def test_a_member_shows_only_so_much() -> None:
     room.receive(one, show((2, 2, '"short"')), now=0)
     room.receive(one, show((3, 2, state)), now=0)
     assert list(room.awareness.states) == [1, 2, 3]
-    many = show(*[(client, 1, "{}") for client in range(4)])
+    many = show(*[(client, 1, "{}") for client in range(6)])
     assert ("close", one, 1008) in plain(room.receive(one, many, now=0))
     long = show((9, 1, '"' + "x" * 50 + '"'))
     assert plain(room.receive(two, long, now=0)) == [("close", two, 1008)]
 
 
-def test_a_clock_too_high_to_count_on_from_is_refused(room: Room) -> None:
-    bad, good = enter(room), enter(room)
-    frame = edit(A) + show((7, 2**53 - 1, "{}"))
-    assert plain(room.receive(bad, frame, now=0)) == [("close", bad, 1007)]
-    assert room.store.encode() == EMPTY
-    room.receive(good, show((7, 2**52, "{}")), now=0)
+def test_a_clock_too_high_to_count_on_from_is_ignored(room: Room) -> None:
+    """But not refused: who is told of one that was just low enough may pass it on."""
+    odd, good = enter(room), enter(room)
+    room.receive(odd, show((7, 2**52 + 1, "{}")), now=0)
+    assert room.awareness.entries() == []
+    assert room.counters.refused_awareness == 1
+    (told, *_) = room.receive(odd, show((7, 2**52, "{}")), now=0)
+    assert isinstance(told, Send)
     assert room.awareness.entries() == [(7, 2**52 + 1, "{}")]
-    enter(room)
-    assert len(room.leave(good, now=0)) == 1
+    room.receive(good, show((8, 1, "{}")) + told.frame, now=0)
+    room.receive(odd, show((7, 2**52 + 1, '"new"')), now=0)
+    assert room.members == (odd, good)
+    assert room.awareness.states == {7: "{}", 8: "{}"}
+    assert len(room.leave(odd, now=0)) == 1
+
+
+def test_nobody_can_be_crowded_out() -> None:
+    room = Room("doc", settings=Settings(max_members=3, max_awareness_entries=5))
+    crowd, good = enter(room), enter(room)
+    room.receive(crowd, show(*[(client, 1, "{}") for client in range(5)]), now=0)
+    assert list(room.awareness.states) == [0, 1]
+    room.receive(good, show((99, 1, "{}"), (98, 1, "{}")), now=0)
+    assert list(room.awareness.states) == [0, 1, 99]
+    (_, greeting) = room.join(now=0)[1]
+    assert isinstance(greeting, Send)
+    assert room.receive(good, greeting.frame, now=0) == []
+    assert good in room.members
 
 
 def test_a_member_has_only_so_many_ids() -> None:

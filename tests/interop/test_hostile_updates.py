@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
+from typing import Any
 
 import pytest
-from mutator import mutate
+from mutator import CHANGES, change_letters, mutate
 from nodejs import require_node
 from oracle import Oracle
 
@@ -28,6 +29,13 @@ from ycore.messages import SyncStep1, SyncStep2, Update, decode
 SESSIONS = int(os.environ.get("YCORE_HOSTILE_SESSIONS", "150"))
 FIRST_SEED = int(os.environ.get("YCORE_SEED", "1"))
 MAX_FAILURES = 5
+
+MAY_DIFFER = 0.03
+"""In how many sessions followers may differ if an attacker redirects origins and parents. An item
+whose neighbours are in different types, or in the wrong order, is put where Yjs's scan happens to
+end, and that depends on how structs were cut and on what was collected as garbage before it came.
+Only an engine that knows the place of every item could tell. It is that item, and what is attached
+to it, that differs."""
 
 ASK_ALL = SyncStep1(b"\x00").encode()
 
@@ -75,7 +83,7 @@ def joined(room: Room) -> Member:
 
 
 def hostile_session(
-    updates: list[bytes], random: Random, counts: Counter[str]
+    updates: list[bytes], random: Random, changes: Sequence[Any], counts: Counter[str]
 ) -> list[list[bytes]]:
     """Pass a session and its mutations through a room; returns what the followers got."""
     room = Room("doc")
@@ -86,7 +94,7 @@ def hostile_session(
     for at, update in enumerate(updates):
         todo = [(author, update)]
         while random.random() < 0.5:
-            hostile = mutate(random.choice(updates), random, updates)
+            hostile = mutate(random.choice(updates), random, updates, changes)
             todo.insert(random.randrange(len(todo) + 1), (attacker, hostile))
         for sender, data in todo:
             from_attacker = sender is not author
@@ -108,17 +116,21 @@ def hostile_session(
         restarted.load(update)
     restarted.opened(now=0)
     followers.append(Follower(restarted, []))
-    counts["relayed"] += len(log)
+    counts["stored and sent on"] += len(log)
     return [follower.updates for follower in followers]
 
 
-def test_nobody_chokes_and_all_have_the_same(oracle: Oracle) -> None:
+@pytest.mark.parametrize("changes", [[change_letters], CHANGES], ids=["same ids", "anything"])
+def test_nobody_chokes_and_all_have_the_same(oracle: Oracle, changes: Sequence[Any]) -> None:
     counts: Counter[str] = Counter()
     failures: list[str] = []
     for seed in range(FIRST_SEED, FIRST_SEED + SESSIONS):
         random = Random(seed)
         updates = oracle.session(seed, steps=random.choice((6, 12, 25))).updates
-        seen = oracle.seen(hostile_session(updates, random, counts))
+        if not updates:
+            continue
+        seen = oracle.seen(hostile_session(updates, random, changes, counts))
+        counts["sessions"] += 1
         counts["followers"] += len(seen)
         threw = [one["threw"] for one in seen if "threw" in one]
         if threw:
@@ -126,9 +138,11 @@ def test_nobody_chokes_and_all_have_the_same(oracle: Oracle) -> None:
             failures.append(f"seed {seed}: {threw[0]}")
         elif any(one != seen[0] for one in seen):
             counts["differ"] += 1
-            which = [at for at, one in enumerate(seen) if one != seen[0]]
-            failures.append(f"seed {seed}: {which} of {len(seen)} differ from the first")
+            if changes is not CHANGES:
+                which = [at for at, one in enumerate(seen) if one != seen[0]]
+                failures.append(f"seed {seed}: {which} of {len(seen)} differ from the first")
         if len(failures) >= MAX_FAILURES:
             break
     print(dict(counts))
     assert not failures, "\n".join(failures)
+    assert counts["differ"] <= SESSIONS * MAY_DIFFER

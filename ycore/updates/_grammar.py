@@ -301,7 +301,9 @@ def _skip_item_head(
 ) -> int:
     """Check an Item's ids and parent; return where its content begins.
 
-    An id of the same client must lie before the item, or Yjs throws on integrating it.
+    An id of the same client must lie before the item, or Yjs throws on integrating it. What is to
+    the item's left can't also be to its right: where Yjs then puts it depends on how structs happen
+    to be cut.
     """
     if info & KIND > DOC or info & KIND == GC:
         raise RemoteProtocolError(f"struct at byte {pos} has the unknown info byte {info:#04x}")
@@ -318,18 +320,24 @@ def _skip_item_head(
         is_parent = True
     else:
         is_parent = False
+    first = -1, -1
     while ids:
         at = pos
         if data.startswith(own_client, pos):
             known, pos = read_var_uint(data, pos + len(own_client))
-            own = True
+            id_client = client
         else:
             id_client, pos = read_var_uint(data, pos)
             known, pos = read_var_uint(data, pos)
-            own = id_client == client  # an overlong form of it
-        if own and known >= clock:
+        if id_client == client and known >= clock:
             raise RemoteProtocolError(f"id at byte {at} refers to a struct not before its own")
-        ids = 1 if ids == 3 else 0
+        if ids == 3:
+            first = id_client, known
+            ids = 1
+        elif first[1] == known and first[0] == id_client:
+            raise RemoteProtocolError(f"id at byte {at} is to the right of itself")
+        else:
+            ids = 0
     if is_parent and info & HAS_KEY:
         _, pos = read_var_string(data, pos)
     return pos
