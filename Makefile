@@ -1,6 +1,7 @@
 # make serve           a server on ws://127.0.0.1:1234 that keeps its documents in ./data
 # make test            all tests; sets up what they need
 # make lint            ruff and mypy
+# make autobahn        all cases of the Autobahn WebSocket test suite; needs Python 2.7
 # make bench           the benchmarks
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODE := tests/interop/node_modules/.package-lock.json
 
-.PHONY: serve test lint bench clean
+.PHONY: serve test lint autobahn bench clean
 
 serve: $(VENV)/.server
 	@$(BIN)/ycore serve $(ARGS)
@@ -21,6 +22,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+autobahn: $(VENV)/.dev
+	YCORE_AUTOBAHN=all YCORE_REQUIRE_AUTOBAHN=1 $(BIN)/pytest -s tests/conformance $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,ops $(ARGS)
@@ -45,4 +49,4 @@ $(NODE): tests/interop/package.json tests/interop/package-lock.json
 	@touch $@
 
 clean:
-	rm -rf $(VENV) tests/interop/node_modules
+	rm -rf $(VENV) .autobahn tests/interop/node_modules
