@@ -1,6 +1,7 @@
 # make serve           a server on ws://127.0.0.1:1234 that keeps its documents in ./data
 # make test            all tests; sets up what they need
 # make lint            ruff and mypy
+# make autobahn        all cases of the Autobahn WebSocket test suite; needs Python 2.7
 # make bench           the benchmarks
 # make fuzz            the fuzz targets, SECONDS=30 each with each engine
 
@@ -11,7 +12,7 @@ NODE := tests/interop/node_modules/.package-lock.json
 
 SECONDS ?= 30
 
-.PHONY: serve test lint bench fuzz clean
+.PHONY: serve test lint autobahn bench fuzz clean
 
 serve: $(VENV)/.server
 	@$(BIN)/ycore serve $(ARGS)
@@ -24,6 +25,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+autobahn: $(VENV)/.dev
+	YCORE_AUTOBAHN=all YCORE_REQUIRE_AUTOBAHN=1 $(BIN)/pytest -s tests/conformance $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,ops $(ARGS)
@@ -55,4 +59,4 @@ $(NODE): tests/interop/package.json tests/interop/package-lock.json
 	@touch $@
 
 clean:
-	rm -rf $(VENV) tests/interop/node_modules
+	rm -rf $(VENV) .autobahn tests/interop/node_modules

@@ -1,16 +1,22 @@
 """One HTTP connection that may become a WebSocket: bytes in, events and bytes out, no I/O.
 
-h11 reads the request; wsproto speaks WebSocket once it was accepted. Plain requests are answered
-here, each with a short text and `Connection: close`.
+h11 reads the request, `_handshake` judges it, and wsproto speaks WebSocket once it was accepted.
+Plain requests are answered here, each with a short text and `Connection: close`.
 
     receive(bytes) -> events;  then send what `take_output()` gives
     Request -> answer with accept() or refuse()
     Message -> one whole binary message
     state   -> DONE: close the socket once the output is sent
+
+What comes is worked off at once, in time linear in its bytes, and what is kept of it is bounded: of
+a request by `max_request_bytes`, of a message by `max_message_bytes`. What has to be answered is
+answered in no more bytes than asked for it.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
@@ -18,23 +24,27 @@ from typing import Final, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 import h11
-import wsproto
-from wsproto.connection import ConnectionState
-from wsproto.events import (
-    AcceptConnection,
-    BytesMessage,
-    CloseConnection,
-    Ping,
-    RejectConnection,
-    TextMessage,
-)
-from wsproto.frame_protocol import FrameProtocol
-from wsproto.utilities import RemoteProtocolError
+from wsproto.connection import Connection, ConnectionState, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
+from wsproto.frame_protocol import CloseReason
 
 from ycore import CloseCode
 
-MAX_REQUEST_BYTES: Final = 16 * 1024
-"""How long a request line with its headers may be. Tokens in cookies and queries fit."""
+from ._deflate import Inbound, Window, deflate, negotiate
+from ._handshake import (
+    BadRequest,
+    accept_headers,
+    check_request,
+    elements,
+    first_subprotocol,
+    split_target,
+    wants_websocket,
+)
+
+_COMPRESS_FROM: Final = 256
+_COMPRESS_UPTO: Final = 512 * 1024
+"""Messages of how many bytes are compressed. Less is not worth the trouble, and nothing is found in
+a keystroke at all; more would hold up everyone else while it is done: 1 MB takes 12 to 23 ms."""
 
 
 class PeerState(Enum):
@@ -78,19 +88,36 @@ class Peer:
 
     Args:
         prefix: what the path must begin with, "/" at both ends; the rest of it names the room.
-        max_message_bytes: longer messages close the connection (1009) before they are read whole.
+        max_message_bytes: longer messages close the connection (1009) before they are read.
+        max_request_bytes, max_request_headers: longer requests are answered with 431.
+        compression: whether permessage-deflate is negotiated with who offers it.
     """
 
-    def __init__(self, *, prefix: str = "/", max_message_bytes: int = 64 * 2**20) -> None:
+    def __init__(
+        self,
+        *,
+        prefix: str = "/",
+        max_message_bytes: int = 64 * 2**20,
+        max_request_bytes: int = 16 * 1024,
+        max_request_headers: int = 100,
+        compression: bool = False,
+    ) -> None:
         self.state = PeerState.REQUEST
+        self.window: Window | None = None
+        """How to compress messages to it, if at all: see `frame_message`."""
         self._prefix = prefix
         self._max_message_bytes = max_message_bytes
+        self._max_request_bytes = max_request_bytes
+        self._max_request_headers = max_request_headers
+        self._compression = compression
         self._http: h11.Connection | None = h11.Connection(
-            h11.SERVER, max_incomplete_event_size=MAX_REQUEST_BYTES
+            h11.SERVER, max_incomplete_event_size=max_request_bytes
         )
-        self._ws: wsproto.WSConnection | None = None
-        self._subprotocols: list[str] = []
         self._wants_body = True
+        self._acceptance: list[tuple[bytes, bytes]] = []
+        """The headers of the answer that opens the WebSocket, once it was asked for."""
+        self._ws: Connection | None = None
+        """Once it is open."""
         self._message = bytearray()
         """What has come of a message in fragments."""
         self._output: list[bytes] = []
@@ -115,6 +142,8 @@ class Peer:
             return self._receive_http(data)
         if self._ws is not None:
             return self._receive_websocket(data)
+        if self.state is PeerState.ASKED and self._http is not None:
+            self._http.receive_data(data)  # for `accept`; who waits with the answer reads no more
         return []
 
     # -- HTTP
@@ -129,62 +158,46 @@ class Peer:
             return []
         if not isinstance(event, h11.Request):
             return []  # NEED_DATA
-        path, _, query = event.target.decode("ascii").partition("?")
         headers = tuple(event.headers)
         self._wants_body = event.method != b"HEAD"
         # h11's own limit only holds for what comes in pieces.
-        if len(event.target) + sum(len(a) + len(b) + 4 for a, b in headers) > MAX_REQUEST_BYTES:
+        size = len(event.target) + sum(len(name) + len(value) + 4 for name, value in headers)
+        if size > self._max_request_bytes or len(headers) > self._max_request_headers:
             self._answer(431, "the request is too long")
             return []
-        if not any(name == b"upgrade" and b"websocket" in value.lower() for name, value in headers):
-            self._answer_plain(event.method, path)
-            return []
-        if event.method != b"GET":
-            self._answer(405, "only GET", [(b"Allow", b"GET, HEAD")])
-            return []
-        if event.http_version < b"1.1":
-            self._answer(400, "a WebSocket needs HTTP/1.1")
-            return []
-        if any(name in (b"content-length", b"transfer-encoding") for name, _ in headers):
-            self._answer(400, "a WebSocket request has no body")
-            return []
-        room = self._room_of(path)
-        if room is None:
-            return []
-        ws = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
         try:
-            ws.initiate_upgrade_connection(list(headers), event.target.decode("ascii"))
-            request = next(iter(ws.events()))
-        except RemoteProtocolError as exc:
-            hint = exc.event_hint
-            status = hint.status_code if isinstance(hint, RejectConnection) else 400
-            extra = list(hint.headers) if isinstance(hint, RejectConnection) else []
-            self._answer(status, str(exc), extra)
+            check_request(event.method, event.http_version, headers)
+            path, query = split_target(event.target.decode("ascii"))
+            if not wants_websocket(headers):
+                self._answer_plain(path)
+                return []
+            answer = accept_headers(event.method, event.http_version, headers)
+            room = self._room_of(path)
+            if subprotocol := first_subprotocol(headers):
+                answer.append((b"Sec-WebSocket-Protocol", subprotocol.encode()))
+        except BadRequest as exc:
+            self._answer(exc.status, exc.text, exc.headers)
             return []
-        except ValueError:  # wsproto decodes some headers without a net
-            self._answer(400, "malformed request")
-            return []
-        assert isinstance(request, wsproto.events.Request)
-        self._ws = ws
-        self._subprotocols = request.subprotocols
+        if self._compression:
+            offers = elements(headers, b"sec-websocket-extensions")
+            if (agreed := negotiate(offers)) is not None:
+                self.window, extension = agreed
+                answer.append((b"Sec-WebSocket-Extensions", extension.encode()))
+        self._acceptance = answer
         self.state = PeerState.ASKED
         return [Request(room, path, query, headers)]
 
-    def _room_of(self, path: str) -> str | None:
-        """The room a path names; answers and returns None if it names none."""
+    def _room_of(self, path: str) -> str:
         if not path.startswith(self._prefix) or path == self._prefix:
-            self._answer(404, f"no room here: connect to {self._prefix}your-room-name")
-            return None
+            text = f"no room here: connect to {self._prefix}your-room-name"
+            raise BadRequest(text, status=404)
         try:
             return unquote_to_bytes(path[len(self._prefix) :]).decode()
         except UnicodeDecodeError:
-            self._answer(400, "the room name is not UTF-8")
-            return None
+            raise BadRequest("the room name is not UTF-8") from None
 
-    def _answer_plain(self, method: bytes, path: str) -> None:
-        if method not in (b"GET", b"HEAD"):
-            self._answer(405, "only GET", [(b"Allow", b"GET, HEAD")])
-        elif path == "/health":
+    def _answer_plain(self, path: str) -> None:
+        if path == "/health":
             self._answer(200, "ok")
         elif path.startswith(self._prefix) and path != self._prefix:
             self._answer(426, "connect with a WebSocket", [(b"Upgrade", b"websocket")])
@@ -195,13 +208,7 @@ class Peer:
         self, status: int, text: str, extra: list[tuple[bytes, bytes]] | None = None
     ) -> None:
         assert self._http is not None
-        body = f"{text}\n".encode()
-        headers = [
-            (b"Content-Type", b"text/plain; charset=utf-8"),
-            (b"Content-Length", str(len(body)).encode()),
-            (b"Connection", b"close"),
-            *(extra or []),
-        ]
+        headers, body = _plain_answer(text, extra or ())
         reason = HTTPStatus(status).phrase.encode()
         response = h11.Response(status_code=status, headers=headers, reason=reason)
         self._output.append(self._http.send(response) or b"")
@@ -212,19 +219,21 @@ class Peer:
 
     def accept(self) -> list[Event]:
         """Open the WebSocket. Returns what the peer sent already."""
-        assert self._ws is not None
+        assert self.state is PeerState.ASKED
         assert self._http is not None
-        # Browsers fail the connection if none of the subprotocols they offer is selected.
-        subprotocol = next(filter(None, self._subprotocols), None)
-        self._output.append(self._ws.send(AcceptConnection(subprotocol=subprotocol)))
-        self.state = PeerState.OPEN
+        self._http.next_event()  # the end of the request: only now may the protocol be switched
+        phrase = HTTPStatus.SWITCHING_PROTOCOLS.phrase.encode()
+        answer = h11.InformationalResponse(status_code=101, headers=self._acceptance, reason=phrase)
+        self._output.append(self._http.send(answer))
         early, _ = self._http.trailing_data
         self._http = None
+        inbound = Inbound(self._max_message_bytes, inflates=self.window is not None)
+        self._ws = Connection(ConnectionType.SERVER, [inbound])
+        self.state = PeerState.OPEN
         return self._receive_websocket(early) if early else []
 
     def refuse(self, status: int, reason: str) -> None:
         """Answer the request with an HTTP status."""
-        self._ws = None
         self._answer(status, reason)
 
     def time_out(self) -> None:
@@ -238,7 +247,6 @@ class Peer:
         assert self._ws is not None
         self._ws.receive_data(data)
         messages: list[Event] = []
-        ping: Ping | None = None
         for event in self._ws.events():
             if isinstance(event, CloseConnection):
                 self._closed_by_peer(event)
@@ -247,29 +255,33 @@ class Peer:
                 continue
             if isinstance(event, BytesMessage):
                 self._message += event.data
-                if len(self._message) > self._max_message_bytes:
-                    limit = f"a message is at most {self._max_message_bytes} bytes"
-                    self.close(CloseCode.MESSAGE_TOO_BIG, limit)
-                elif event.message_finished:
+                if event.message_finished:
                     messages.append(Message(bytes(self._message)))
                     self._message = bytearray()
             elif isinstance(event, TextMessage):
-                self.close(CloseCode.UNSUPPORTED_DATA, "binary messages only")
+                self._take_text(event)
             elif isinstance(event, Ping):
-                ping = event
-        if ping is not None and self.state is PeerState.OPEN:
-            # The latest of several is enough (RFC 6455 section 5.5.3).
-            self._output.append(self._ws.send(ping.response()))
+                # Each one, in order: the latest would be enough (RFC 6455 section 5.5.3), but who
+                # sends several may count. What waits of this is for the caller to bound.
+                self._output.append(self._ws.send(event.response()))
         return messages
+
+    def _take_text(self, event: TextMessage) -> None:
+        """A piece of a text message came. A seam for tests, which echo it."""
+        self.close(CloseCode.UNSUPPORTED_DATA, "binary messages only")
 
     def _closed_by_peer(self, event: CloseConnection) -> None:
         assert self._ws is not None
         if self._ws.state is ConnectionState.REMOTE_CLOSING:
             self._output.append(self._ws.send(event.response()))
         elif self._ws.state is ConnectionState.OPEN:
-            # A protocol error: wsproto says how to close, and leaves it to us.
-            self._output.append(self._ws.send(CloseConnection(event.code, event.reason)))
+            # An error: wsproto says how to close, and leaves it to us.
+            reason = event.reason
+            if event.code is CloseReason.MESSAGE_TOO_BIG:
+                reason = f"a message is at most {self._max_message_bytes} bytes"
+            self._output.append(self._ws.send(CloseConnection(event.code, reason)))
             self._ws = None
+            self._message = bytearray()
             self.state = PeerState.CLOSING
             return
         self.state = PeerState.DONE
@@ -285,13 +297,49 @@ class Peer:
     def ping(self) -> None:
         if self.state is PeerState.OPEN:
             assert self._ws is not None
-            self._output.append(self._ws.send(wsproto.events.Ping()))
+            self._output.append(self._ws.send(Ping()))
 
 
-_framer = FrameProtocol(client=False, extensions=[])
+def _plain_answer(
+    text: str, extra: Iterable[tuple[bytes, bytes]]
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of a short answer after which the connection ends."""
+    body = f"{text}\n".encode()
+    headers = [
+        (b"Content-Type", b"text/plain; charset=utf-8"),
+        (b"Content-Length", str(len(body)).encode()),
+        (b"Connection", b"close"),
+        *extra,
+    ]
+    return headers, body
 
 
-def frame_message(data: bytes) -> bytes:
-    """A binary message as the bytes of one WebSocket frame: the same for every receiver, since
-    servers don't mask and we negotiate no extension."""
-    return bytes(_framer.send_data(data, fin=True))
+def refusal(status: int, text: str, *, retry_after: int) -> bytes:
+    """The answer to a connection whose request is not even read."""
+    extra = [(b"Retry-After", str(retry_after).encode())]
+    headers, body = _plain_answer(text, extra)
+    start = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()
+    return b"\r\n".join([start, *(b": ".join(header) for header in headers), b"", body])
+
+
+def frame_message(data: bytes, window: Window | None = None) -> bytes:
+    """A binary message as the bytes of one WebSocket frame, the same for every receiver of the same
+    window (None: without compression), since servers don't mask.
+
+    It is compressed only if that makes it smaller: RFC 7692 section 6 lets each message choose.
+    """
+    if window is not None and _COMPRESS_FROM <= len(data) <= _COMPRESS_UPTO:
+        deflated = deflate(data, window)
+        if len(deflated) < len(data):
+            return _frame(0xC2, deflated)  # FIN, RSV1, binary
+    return _frame(0x82, data)  # FIN, binary
+
+
+def _frame(first: int, payload: bytes) -> bytes:
+    """RFC 6455 section 5.2."""
+    size = len(payload)
+    if size < 126:
+        return bytes((first, size)) + payload
+    if size < 2**16:
+        return struct.pack("!BBH", first, 126, size) + payload
+    return struct.pack("!BBQ", first, 127, size) + payload

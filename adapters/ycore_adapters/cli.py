@@ -23,6 +23,8 @@ from .server import Server, ServerSettings, listen_tcp, listen_unix
 from .stores import FileStore, MemoryStore, Store, StoreError
 from .stores.file import Fsync
 
+_DEFAULTS = ServerSettings()
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ycore")
@@ -52,6 +54,23 @@ def main() -> None:
 )
 @click.option("--prefix", default="/", help="What URL paths begin with; the rest names the room.")
 @click.option(
+    "--max-connections",
+    default=_DEFAULTS.max_connections,
+    type=click.IntRange(1),
+    help="How many connections there may be in all.",
+)
+@click.option(
+    "--max-connections-per-address",
+    default=_DEFAULTS.max_connections_per_address,
+    type=click.IntRange(1),
+    help="How many may come from one address. Behind a proxy all do: set it as high as the other.",
+)
+@click.option(
+    "--compression",
+    is_flag=True,
+    help="Compress large messages for clients that can read it: slow links gain, the CPU pays.",
+)
+@click.option(
     "--backend",
     default="asyncio",
     type=click.Choice(["asyncio", "trio"]),
@@ -71,6 +90,9 @@ def serve(
     memory: bool,
     fsync: Fsync,
     prefix: str,
+    max_connections: int,
+    max_connections_per_address: int,
+    compression: bool,
     backend: Literal["asyncio", "trio"],
     log_level: str,
 ) -> None:
@@ -83,7 +105,12 @@ def serve(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     try:
-        settings = ServerSettings(prefix=prefix)
+        settings = ServerSettings(
+            prefix=prefix,
+            max_connections=max_connections,
+            max_connections_per_address=max_connections_per_address,
+            compression=compression,
+        )
     except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint="--prefix") from None
     store: Store = MemoryStore() if memory else FileStore(data, fsync=fsync)

@@ -57,7 +57,7 @@ _TICK: Final = 1.0
 """Seconds between looks at what is due, if the hub names no earlier time: deadlines that arise
 meanwhile are noticed this late at worst."""
 _SLICE: Final = 0.005
-"""For how many seconds long work goes on before others get a turn (see `Driver._my_turn`)."""
+"""For how many seconds long work goes on before others get a turn (see `Driver.my_turn`)."""
 _LONG: Final = 16 * 1024
 """From how many bytes on a stored update is taken in step by step."""
 
@@ -213,7 +213,7 @@ class Driver:
             if message.done:
                 return
             if self.clock() > pause:
-                await self._my_turn()
+                await self.my_turn()
                 pause = self.clock() + _SLICE
 
     def leave(self, member: Member) -> None:
@@ -226,6 +226,15 @@ class Driver:
         if not self._dirty:
             self._something_dirty.set()
         self._dirty.append(connection)
+
+    async def my_turn(self) -> None:
+        """Wait until long work may go on for a slice.
+
+        Once per turn of the event loop one of all who wait here may: however much comes at the same
+        time, what is short waits for one slice at most.
+        """
+        async with self._turn:
+            await lowlevel.checkpoint()
 
     def drained(self, member: Member) -> None:
         """Nothing waits for this member's socket any more."""
@@ -305,7 +314,7 @@ class Driver:
                 async for update in updates:
                     for _ in _load_steps(room, update):
                         if self.clock() > pause:
-                            await self._my_turn()
+                            await self.my_turn()
                             pause = self.clock() + _SLICE
                     if room.state is not State.LOADING:
                         return  # closed meanwhile
@@ -376,15 +385,6 @@ class Driver:
             member.room.stall(member, now=self.clock())
 
     # -- tasks
-
-    async def _my_turn(self) -> None:
-        """Wait until long work may go on for a slice.
-
-        Once per turn of the event loop one of all who wait here may: however many long messages
-        come at the same time, what is short waits for one slice at most.
-        """
-        async with self._turn:
-            await lowlevel.checkpoint()
 
     async def _flush(self) -> None:
         while True:

@@ -8,8 +8,7 @@ logged nothing.
 A case is a line of a table: a name, what is sent, and what comes of it. The tables say what the
 bytes are put into: nothing (`HTTP`), an open WebSocket (`FRAMES`), a WebSocket message
 (`MESSAGES`), a sync message (`VECTORS`, and all of `hostile_updates`), an awareness message
-(`AWARENESS`). `SHAPES` is for what takes more than one message, or than one connection. What the
-server does otherwise than it should is in `DISPUTED`.
+(`AWARENESS`). `SHAPES` is for what takes more than one message, or than one connection.
 
     YCORE_BACKEND=trio .venv/bin/pytest tests/adapters/test_hostile.py     on the other event loop
 """
@@ -507,12 +506,7 @@ def cases() -> Iterator[Case]:
         )
 
 
-DISPUTED: dict[str, pytest.MarkDecorator] = {
-    "http: HTTP/9.9": pytest.mark.xfail(reason="any version from 1.1 on is let in"),
-    "frames: 2^63-1 bytes, of which 10 come": pytest.mark.xfail(
-        reason="a frame too long is refused when as much has come, not when it says so"
-    ),
-}
+DISPUTED: dict[str, pytest.MarkDecorator] = {}
 """Where the server does something else than these tables, or its documents, say."""
 
 
@@ -599,7 +593,6 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Wo
         pytest.param(
             case,
             id=case.name,
-            marks=DISPUTED.get(case.name, ()),
         )
         for case in cases()
     ],
