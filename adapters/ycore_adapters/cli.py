@@ -18,12 +18,15 @@ import anyio
 import anyio.abc
 import click
 
+from ycore import Settings
+
 from .driver import Driver
 from .server import Server, ServerSettings, listen_tcp, listen_unix
 from .stores import FileStore, MemoryStore, Store, StoreError
 from .stores.file import Fsync
 
 _DEFAULTS = ServerSettings()
+_ROOMS = Settings()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,8 +58,8 @@ def main() -> None:
 @click.option("--prefix", default="/", help="What URL paths begin with; the rest names the room.")
 @click.option(
     "--max-connections",
-    default=_DEFAULTS.max_connections,
     type=click.IntRange(1),
+    show_default=f"{_DEFAULTS.max_connections}, or half of the open files allowed",
     help="How many connections there may be in all.",
 )
 @click.option(
@@ -64,6 +67,30 @@ def main() -> None:
     default=_DEFAULTS.max_connections_per_address,
     type=click.IntRange(1),
     help="How many may come from one address. Behind a proxy all do: set it as high as the other.",
+)
+@click.option(
+    "--max-rooms",
+    type=click.IntRange(1),
+    show_default=f"{_ROOMS.max_rooms}, or half of the open files allowed",
+    help="How many rooms may be in use at once.",
+)
+@click.option(
+    "--max-members",
+    default=_ROOMS.max_members,
+    type=click.IntRange(1),
+    help="How many members one room may have.",
+)
+@click.option(
+    "--max-document-mb",
+    default=_ROOMS.max_document_bytes // 2**20,
+    type=click.IntRange(1),
+    help="How much memory one document may take, about.",
+)
+@click.option(
+    "--max-message-mb",
+    default=_DEFAULTS.max_message_bytes // 2**20,
+    type=click.IntRange(1),
+    help="How long one message may be: as long as a whole document.",
 )
 @click.option(
     "--compression",
@@ -90,8 +117,12 @@ def serve(
     memory: bool,
     fsync: Fsync,
     prefix: str,
-    max_connections: int,
+    max_connections: int | None,
     max_connections_per_address: int,
+    max_rooms: int | None,
+    max_members: int,
+    max_document_mb: int,
+    max_message_mb: int,
     compression: bool,
     backend: Literal["asyncio", "trio"],
     log_level: str,
@@ -104,23 +135,38 @@ def serve(
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    files = _open_files_allowed()
     try:
         settings = ServerSettings(
             prefix=prefix,
-            max_connections=max_connections,
+            max_connections=max_connections or min(_DEFAULTS.max_connections, files // 2),
             max_connections_per_address=max_connections_per_address,
+            max_message_bytes=max_message_mb * 2**20,
             compression=compression,
         )
     except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint="--prefix") from None
     store: Store = MemoryStore() if memory else FileStore(data, fsync=fsync)
     where = "memory only" if memory else f"{data.absolute()} (fsync {fsync})"
-    _allow_many_sockets()
+    rooms = Settings(
+        max_rooms=max_rooms or min(_ROOMS.max_rooms, files // 2),
+        max_members=max_members,
+        max_document_bytes=max_document_mb * 2**20,
+    )
     options: dict[str, Any] = {}
     if backend == "asyncio":
         options["use_uvloop"] = importlib.util.find_spec("uvloop") is not None
     anyio.run(
-        _serve, store, where, host, port, unix, settings, backend=backend, backend_options=options
+        _serve,
+        store,
+        where,
+        host,
+        port,
+        unix,
+        settings,
+        rooms,
+        backend=backend,
+        backend_options=options,
     )
 
 
@@ -131,6 +177,7 @@ async def _serve(
     port: int,
     unix: Path | None,
     settings: ServerSettings,
+    rooms: Settings,
 ) -> None:
     async with AsyncExitStack() as stack:
         try:
@@ -146,7 +193,7 @@ async def _serve(
             await stack.enter_async_context(store)
         except StoreError as exc:
             raise click.ClickException(str(exc)) from None
-        driver = await stack.enter_async_context(Driver(store))
+        driver = await stack.enter_async_context(Driver(store, settings=rooms))
         server = Server(driver, listeners, settings=settings)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         await tasks.start(_stop_on_signal, server)
@@ -185,11 +232,14 @@ def _url(listener: socket.socket, prefix: str) -> str:
     return f"ws://{host}:{address[1]}{prefix.rstrip('/')}"
 
 
-def _allow_many_sockets() -> None:
-    """Raise the soft limit on open files as far as we may: each member needs one, each room too."""
+def _open_files_allowed() -> int:
+    """How many files may be open, once the soft limit was raised as far as we may: each member
+    needs one, and each room that was edited."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 2**20
 
 
 if __name__ == "__main__":
