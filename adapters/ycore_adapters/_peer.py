@@ -161,7 +161,8 @@ class Peer:
         headers = tuple(event.headers)
         self._wants_body = event.method != b"HEAD"
         # h11's own limit only holds for what comes in pieces.
-        size = len(event.target) + sum(len(name) + len(value) + 4 for name, value in headers)
+        size = len(event.method) + len(event.target)
+        size += sum(len(name) + len(value) + 4 for name, value in headers)
         if size > self._max_request_bytes or len(headers) > self._max_request_headers:
             self._answer(431, "the request is too long")
             return []

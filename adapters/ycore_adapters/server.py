@@ -540,29 +540,32 @@ class Server:
             self._all_gone.set()
 
     async def _read(self, sock: _Socket) -> None:
-        peer = sock.peer
-        while peer.state is not PeerState.DONE:
+        while sock.peer.state is not PeerState.DONE:
             await sock.answers_taken()
             await anyio.wait_readable(sock.sock)
-            try:
-                data = sock.sock.recv(_READ_BYTES)
-            except BlockingIOError:
-                continue
-            sock.heard = time.monotonic()
-            sock.pinged = None
-            turn_ends = sock.heard + _TURN
-            for at in range(0, len(data) or 1, _SLICE_BYTES):
-                for event in peer.receive(data[at : at + _SLICE_BYTES]):
-                    if isinstance(event, Request):
-                        await self._answer(sock, event)
-                    else:
-                        await self._take(sock, event)
-                    turn_ends = await _share(turn_ends)
-                turn_ends = await _share(turn_ends)
-            sock.put_output()
-            if peer.state is not PeerState.OPEN and sock.member is not None:
-                self._leave(sock)
+            await self._receive(sock)
         sock.flush()
+
+    async def _receive(self, sock: _Socket) -> None:
+        """Work off one read. Apart from `_read`, so that nothing of it is kept while that waits."""
+        try:
+            data = sock.sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        sock.heard = time.monotonic()
+        sock.pinged = None
+        turn_ends = sock.heard + _TURN
+        for at in range(0, len(data) or 1, _SLICE_BYTES):
+            for event in sock.peer.receive(data[at : at + _SLICE_BYTES]):
+                if isinstance(event, Request):
+                    await self._answer(sock, event)
+                else:
+                    await self._take(sock, event)
+                turn_ends = await _share(turn_ends)
+            turn_ends = await _share(turn_ends)
+        sock.put_output()
+        if sock.peer.state is not PeerState.OPEN and sock.member is not None:
+            self._leave(sock)
 
     def _leave(self, sock: _Socket) -> None:
         member, sock.member = sock.member, None
