@@ -127,6 +127,11 @@ class Peer:
         """Whether nothing will follow the output so far, nor an answer of the peer be read."""
         return self.state is PeerState.DONE or (self.state is PeerState.CLOSING and not self._ws)
 
+    @property
+    def unfinished(self) -> int:
+        """How many bytes of a message have come whose end has not."""
+        return len(self._message)
+
     def take_output(self) -> bytes:
         """What is to be sent, and no longer kept here."""
         output, self._output = b"".join(self._output), []
@@ -161,7 +166,8 @@ class Peer:
         headers = tuple(event.headers)
         self._wants_body = event.method != b"HEAD"
         # h11's own limit only holds for what comes in pieces.
-        size = len(event.target) + sum(len(name) + len(value) + 4 for name, value in headers)
+        size = len(event.method) + len(event.target)
+        size += sum(len(name) + len(value) + 4 for name, value in headers)
         if size > self._max_request_bytes or len(headers) > self._max_request_headers:
             self._answer(431, "the request is too long")
             return []

@@ -82,6 +82,11 @@ class ServerSettings:
     max_message_bytes: int = 64 * 2**20
     """The longest WebSocket message: a whole document, when a client comes with a new one."""
 
+    max_unfinished_bytes: int = 512 * 2**20
+    """How many bytes of messages there may be in all that are still being received or taken in.
+    With more, the connection with the longest one is closed (1013): otherwise a few dozen, each
+    within its own limit, could use up all memory."""
+
     max_request_bytes: int = 16 * 1024
     """How long a request line with its headers may be. Tokens in cookies and queries fit; it is
     what a connection can make us keep before it is accepted. More is answered with 431."""
@@ -260,6 +265,8 @@ class _Socket(Connection):
         """When it was accepted, or began to close; and when it was last heard of."""
         self.pinged: float | None = None
         """When it was sent a ping; None if it was heard of since."""
+        self.held = 0
+        """How many bytes of its message are kept, unfinished or being worked on."""
         self.busy = False
         """Whether it is not read just now, since what it sent before has to wait."""
         self._outbox: list[bytes | memoryview] = []
@@ -433,6 +440,8 @@ class Server:
         self._sockets: set[_Socket] = set()
         self._addresses: Counter[str | None] = Counter()
         """How many of them come from each."""
+        self._held = 0
+        """How much they hold in all."""
         self._refused = _Refused()
         self._accepting = anyio.CancelScope()
         self._stopping = False
@@ -532,6 +541,7 @@ class Server:
             sock.sock.close()
 
     def _forget(self, sock: _Socket) -> None:
+        self._hold(sock, 0)
         self._sockets.discard(sock)
         self._addresses[sock.address] -= 1
         if not self._addresses[sock.address]:
@@ -540,36 +550,44 @@ class Server:
             self._all_gone.set()
 
     async def _read(self, sock: _Socket) -> None:
-        peer = sock.peer
-        while peer.state is not PeerState.DONE:
+        while sock.peer.state is not PeerState.DONE:
             await sock.answers_taken()
             await anyio.wait_readable(sock.sock)
-            try:
-                data = sock.sock.recv(_READ_BYTES)
-            except BlockingIOError:
-                continue
-            sock.heard = time.monotonic()
-            sock.pinged = None
-            turn_ends = sock.heard + _TURN
-            for at in range(0, len(data) or 1, _SLICE_BYTES):
-                for event in peer.receive(data[at : at + _SLICE_BYTES]):
-                    if isinstance(event, Request):
-                        await self._answer(sock, event)
-                    else:
-                        await self._take(sock, event)
-                    turn_ends = await self._share(turn_ends)
-                turn_ends = await self._share(turn_ends)
-            sock.put_output()
-            if peer.state is not PeerState.OPEN and sock.member is not None:
-                self._leave(sock)
+            await self._receive(sock)
         sock.flush()
 
-    async def _share(self, turn_ends: float) -> float:
-        """Let the others have a turn if this one is over; return when the present one ends."""
-        if time.monotonic() <= turn_ends:
-            return turn_ends
-        await self.driver.my_turn()
-        return time.monotonic() + _TURN
+    async def _receive(self, sock: _Socket) -> None:
+        """Work off one read. Apart from `_read`, so that nothing of it is kept while that waits."""
+        try:
+            data = sock.sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        sock.heard = time.monotonic()
+        sock.pinged = None
+        turn_ends = sock.heard + _TURN
+        for at in range(0, len(data) or 1, _SLICE_BYTES):
+            for event in sock.peer.receive(data[at : at + _SLICE_BYTES]):
+                if isinstance(event, Request):
+                    await self._answer(sock, event)
+                else:
+                    await self._take(sock, event)
+                turn_ends = await _share(self.driver, turn_ends)
+            turn_ends = await _share(self.driver, turn_ends)
+        sock.put_output()
+        self._hold(sock, sock.peer.unfinished)
+        if sock.peer.state is not PeerState.OPEN and sock.member is not None:
+            self._leave(sock)
+
+    def _hold(self, sock: _Socket, size: int) -> None:
+        """Note how much is kept of a connection's message; if all keep too much, let one go."""
+        self._held += size - sock.held
+        sock.held = size
+        if self._held > self.settings.max_unfinished_bytes:
+            largest = max(self._sockets, key=lambda sock: sock.held)
+            logger.warning("messages take too much memory bytes=%d", self._held)
+            largest.close(CloseCode.TRY_AGAIN_LATER, "the server has too much to read at once")
+            self._leave(largest)  # so that no more of its message is taken in
+            self._hold(largest, 0)
 
     def _leave(self, sock: _Socket) -> None:
         member, sock.member = sock.member, None
@@ -591,10 +609,13 @@ class Server:
             await self._take(sock, event)
 
     async def _take(self, sock: _Socket, event: Event) -> None:
-        if isinstance(event, Message) and sock.member is not None:
-            sock.busy = True
-            await self.driver.receive(sock.member, event.data)
-            sock.busy = False
+        if isinstance(event, Message):
+            self._hold(sock, len(event.data))
+            if sock.member is not None:
+                sock.busy = True
+                await self.driver.receive(sock.member, event.data)
+                sock.busy = False
+            self._hold(sock, 0)
             sock.heard = time.monotonic()
 
     async def _sweep(self) -> None:
@@ -604,3 +625,11 @@ class Server:
             for sock in tuple(self._sockets):
                 sock.sweep(now)
             self._refused.sweep(now)
+
+
+async def _share(driver: Driver, turn_ends: float) -> float:
+    """Let the others have a turn if this one is over; return when the present one ends."""
+    if time.monotonic() <= turn_ends:
+        return turn_ends
+    await driver.my_turn()
+    return time.monotonic() + _TURN

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
+from websockets.sync.client import connect
 
 DEADLINE = 20
 Start: TypeAlias = Callable[..., "subprocess.Popen[str]"]
@@ -113,6 +115,23 @@ def test_memory_only(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         r"ycore serving on ws://127\.0\.0\.1:\d+/yjs, storing in memory only\n", line
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_connections_can_be_bounded_and_compressed(start: Start) -> None:
+    process = start("--memory", "--port", "0", "--max-connections", "1", "--compression")
+    port = int(first_line(process).split(":")[2].split(",")[0])
+    extensions = ClientPerMessageDeflateFactory()
+    with connect(
+        f"ws://127.0.0.1:{port}/r", compression=None, extensions=[extensions], proxy=None
+    ) as client:
+        assert client.recv(timeout=DEADLINE) == b"\0\0\1\0"
+        assert "permessage-deflate" in client.response.headers["Sec-WebSocket-Extensions"]
+        with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) as other:
+            assert other.recv(1000).startswith(b"HTTP/1.1 503 ")
+    process.terminate()
+    _, err = process.communicate(timeout=DEADLINE)
+    assert err.endswith("connections refused setting=max_connections=1 count=1\n")
+    assert process.returncode == 0
 
 
 def test_a_unix_socket(start: Start, tmp_path: Path) -> None:

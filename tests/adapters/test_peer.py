@@ -208,7 +208,36 @@ def test_the_path_behind_the_prefix_names_the_room(prefix: str, path: str, room:
     assert [asked.path for asked in talk.requests] == [path]
 
 
+# Odd requests that are good all the same.
+ODD: dict[str, bytes] = {
+    "absolute target": request("http://h/r"),
+    "absolute target, other scheme": request("WSS://user@[::1]:80/r?x"),
+    "lines that end in LF only": request().replace(b"\r\n", b"\n"),
+    "folded header": request(Connection="keep-alive,\r\n\t Upgrade"),
+    "lists over several lines": request(
+        Connection="x\r\nConnection: UPGRADE", Upgrade="h2c,WebSocket"
+    ),
+    "empty elements": request(Connection=",, upgrade ,", Upgrade=", websocket"),
+    "obsolete characters": request(Cookie="\xe4\x01"),
+    "as many headers as may be": request(**{f"X{n}": "" for n in range(95)}),
+    "key with bits to spare": request(Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZR=="),
+    "HTTP/1.9": request(version="1.9"),
+    "empty Host": request(Host=""),
+    "Expect": request(Expect="100-continue"),
+}
+
+
+@pytest.mark.parametrize("data", ODD.values(), ids=ODD)
+def test_an_odd_request_is_accepted_where_the_rfc_allows_it(feed: Feed, data: bytes) -> None:
+    talk = Talk(Peer())
+    talk.say(feed, data + message(b"x"))
+    assert talk.status == 101, talk.output
+    assert [asked.path for asked in talk.requests] == ["/r"]
+    assert talk.messages == [b"x"]
+
+
 HUGE = "x" * 20_000
+CLIENT_HELLO = bytes.fromhex("1603010200010001fc0303") + bytes(range(256))
 
 # A request and the status of its answer; then what else must be in it.
 ANSWERS: dict[str, tuple[bytes, int, bytes]] = {
@@ -228,6 +257,31 @@ ANSWERS: dict[str, tuple[bytes, int, bytes]] = {
     "no key": (request("/yjs/r", drop="Sec-WebSocket-Key"), 400, b""),
     "no version": (request("/yjs/r", drop="Sec-WebSocket-Version"), 400, b""),
     "old version": (request("/yjs/r", Sec_WebSocket_Version="8"), 426, b"Version: 13\r\n"),
+    "two versions": (request("/yjs/r", Sec_WebSocket_Version="13, 8"), 426, b"Version: 13\r\n"),
+    "version twice": (
+        request("/yjs/r", Sec_WebSocket_Version="13\r\nSec-WebSocket-Version: 13"),
+        426,
+        b"Version: 13\r\n",
+    ),
+    "empty key": (request("/yjs/r", Sec_WebSocket_Key=""), 400, b"16 bytes"),
+    "key of 15 bytes": (request("/yjs/r", Sec_WebSocket_Key="eHh4eHh4eHh4eHh4eHh4"), 400, b""),
+    "key of 17 bytes": (request("/yjs/r", Sec_WebSocket_Key="eHh4eHh4eHh4eHh4eHh4eHg="), 400, b""),
+    "key not base64": (request("/yjs/r", Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZ$=="), 400, b""),
+    "key in the other base64": (
+        request("/yjs/r", Sec_WebSocket_Key="dGhlIHNhbXBsZS-_b25jZQ=="),
+        400,
+        b"",
+    ),
+    "key not ASCII": (request("/yjs/r", Sec_WebSocket_Key="\xe4" * 24), 400, b""),
+    "two keys": (
+        request(
+            "/yjs/r",
+            Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        ),
+        400,
+        b"one Sec-WebSocket-Key",
+    ),
     "no connection header": (request("/yjs/r", drop="Connection"), 400, b""),
     "other upgrade": (request("/yjs/r", Upgrade="websocket2"), 426, b"Upgrade: websocket\r\n"),
     "h2c": (request("/yjs/r", Upgrade="h2c"), 426, b"Upgrade: websocket\r\n"),
@@ -236,13 +290,59 @@ ANSWERS: dict[str, tuple[bytes, int, bytes]] = {
     "the same without host": (request("/yjs/r", version="1.0", drop="Host"), 400, b""),
     "no host": (request("/yjs/r", drop="Host"), 400, b""),
     "host not IDNA": (request("/yjs/r", Host="\xff"), 400, b""),
+    "two hosts": (request("/yjs/r", Host="h\r\nHost: h"), 400, b""),
+    "host with a path": (request("/yjs/r", Host="h/x"), 400, b"Host"),
+    "subprotocol no token": (request("/yjs/r", Sec_WebSocket_Protocol="a, b c"), 400, b""),
     "subprotocol not ASCII": (request("/yjs/r", Sec_WebSocket_Protocol="\xff"), 400, b""),
-    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(20), 400, b""),
+    "TLS": (CLIENT_HELLO, 400, b""),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, b""),
+    "HTTP/0.9": (b"GET /health\r\n\r\n", 400, b""),
+    "empty lines": (b"\r\n\r\n", 400, b""),
+    # Where a request ends must be beyond doubt, or another may be smuggled in it.
+    "upgrade with a body": (request("/yjs/r", Content_Length="1") + b"x", 400, b"no body"),
+    "upgrade in chunks": (request("/yjs/r", Transfer_Encoding="chunked") + b"0\r\n\r\n", 400, b""),
+    "length and chunks": (
+        plain("/health")[:-2] + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        400,
+        b"either",
+    ),
+    "two lengths": (request("/yjs/r", Content_Length="1\r\nContent-Length: 2"), 400, b""),
+    "list of lengths": (request("/yjs/r", Content_Length="1, 2"), 400, b""),
+    "signed length": (request("/yjs/r", Content_Length="+1"), 400, b""),
+    "hexadecimal length": (request("/yjs/r", Content_Length="0x1"), 400, b""),
+    "endless length": (request("/yjs/r", Content_Length="9" * 30), 400, b""),
+    "other coding": (request("/yjs/r", Transfer_Encoding="gzip, chunked"), 501, b""),
+    "two codings": (
+        request("/yjs/r", Transfer_Encoding="chunked\r\nTransfer-Encoding: chunked"),
+        501,
+        b"",
+    ),
+    "space before a colon": (request("/yjs/r", **{"X ": "x"}), 400, b""),
+    "header without a name": (request("/yjs/r")[:-2] + b": x\r\n\r\n", 400, b""),
+    "folded first header": (b"GET /health HTTP/1.1\r\n Host: h\r\n\r\n", 400, b""),
+    "NUL in a header": (request("/yjs/r", X="\0"), 400, b""),
+    "NUL in the target": (request("/yjs/\0r"), 400, b""),
+    "CR in a header": (request("/yjs/r", X="a\rb"), 400, b""),
+    "CR in the target": (request("/yjs/\rr"), 400, b""),
+    "space in the target": (request("/yjs/ r"), 400, b""),
+    # Targets that are no path.
+    "asterisk": (request("*"), 400, b"path"),
+    "options of the server": (plain("*", method="OPTIONS"), 405, b"Allow: GET, HEAD\r\n"),
+    "tunnel": (plain("other:443", method="CONNECT"), 405, b"Allow: GET, HEAD\r\n"),
+    "relative": (request("yjs/r"), 400, b"path"),
+    "absolute without a host": (request("http:///yjs/r"), 400, b"path"),
+    "absolute without a path": (request("http://h"), 404, b""),
+    "other scheme": (request("ftp://h/yjs/r"), 400, b"path"),
+    "absolute health": (plain("http://h/health"), 200, b"ok\n"),
     "bad request line": (b"GET\r\n\r\n", 400, b""),
     "bad header": (b"GET /yjs/r HTTP/1.1\r\nHost: h\r\nno colon\r\n\r\n", 400, b""),
     "headers that don't end": (b"GET /yjs/r HTTP/1.1\r\nX: " + HUGE.encode(), 431, b""),
     "too long a header": (request("/yjs/r", Cookie=HUGE), 431, b""),
     "too long a path": (request("/yjs/" + HUGE), 431, b""),
+    "too long a name": (request("/yjs/r", **{HUGE: "x"}), 431, b""),
+    "too long a method": (plain("/health", method=HUGE), 431, b""),
+    "too many headers": (request("/yjs/r", **{f"X{n}": "" for n in range(96)}), 431, b""),
+    "absurdly many headers": (request("/yjs/r")[:-2] + b"x:\r\n" * 3500 + b"\r\n", 431, b""),
 }
 
 
@@ -307,6 +407,7 @@ OPENING: dict[str, tuple[bytes, list[bytes], list[Event]]] = {
         [],
     ),
     "ping": (ping(), [], [Pong(payload=b"?")]),
+    "pings": (ping(b"1") + ping(b"2"), [], [Pong(payload=b"1"), Pong(payload=b"2")]),
     "ping among fragments": (
         fragments(b"a") + ping(b"!") + final(b"b"),
         [b"ab"],
@@ -351,9 +452,21 @@ ENDING: dict[str, tuple[bytes, int | None]] = {
     "close": (CLOSE, 1000),
     "close without a code": (frame(0x88), None),
     "close with a code of its own": (frame(0x88, b"\x0f\xa0"), 4000),
+    "close with the last code": (frame(0x88, b"\x13\x87"), 4999),
+    "close with a long reason": (frame(0x88, b"\x03\xe8" + b"x" * 123), 1000),
+    "close with too long a reason": (frame(0x88, b"\x03\xe8" + b"x" * 124), 1002),
     "close with half a code": (frame(0x88, b"\x03"), 1002),
-    "close with a reserved code": (frame(0x88, b"\x03\xed"), 1002),
+    **{
+        f"close with code {code}": (frame(0x88, code.to_bytes(2, "big")), 1002)
+        for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535)
+    },
     "close with a bad reason": (frame(0x88, b"\x03\xe8\xff"), 1007),
+    "close with half a character": (frame(0x88, b"\x03\xe8\xe2\x82"), 1007),
+    "a second request": (plain("/health"), 1002),
+    "a handshake for TLS": (CLIENT_HELLO, 1002),
+    "length longer than need be": (b"\x82\xfe\x00\x01" + bytes(5), 1002),
+    "absurd length": (b"\x82\xff\xff" + bytes(7 + 4), 1002),
+    "long frame": (b"\x82\xff\x7f" + bytes(7 + 4), 1009),
 }
 
 
@@ -399,6 +512,8 @@ def test_too_big_a_message_is_refused_before_it_was_read_whole() -> None:
         ("x" * 200, "x" * 123),
         ("ä" * 100, "ä" * 61),
         ("€" * 41, "€" * 41),
+        ("x" * 121 + "€", "x" * 121),
+        ("x" * 120 + "😀", "x" * 120),
     ],
 )
 def test_we_close_in_order(feed: Feed, reason: str, sent: str | None) -> None:
@@ -449,6 +564,37 @@ def test_a_framed_message_is_what_a_client_reads(size: int) -> None:
     parts = [event for event in client.events() if isinstance(event, BytesMessage)]
     assert b"".join(part.data for part in parts) == message[:size]
     assert parts[-1].message_finished
+
+
+def kept_by(make: Callable[[], object], number: int) -> float:
+    """How many bytes each thing that is made keeps."""
+    make()  # what is made once for all
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        made = [make() for _ in range(number)]
+        return (tracemalloc.get_traced_memory()[0] - before) / len(made)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_connection_costs_little_before_it_is_accepted_and_after() -> None:
+    """Until then it has not even asked for anything; afterwards nothing may be kept of how it did,
+    but what the application is told."""
+
+    def fed(data: bytes) -> Talk:
+        talk = Talk(Peer())
+        talk.say(_at_random(0) if data else _whole, data)
+        talk.requests.clear()
+        talk.output = b""
+        return talk
+
+    long = request(Cookie="x" * 16_000)
+    assert kept_by(lambda: fed(b""), 100) < 6_000
+    assert kept_by(lambda: fed(request()[:-1]), 100) < 6_000
+    assert kept_by(lambda: fed(long[:-1]), 100) < 6_000 + 2 * 16_384
+    assert kept_by(lambda: fed(request()), 100) < 6_000
+    assert kept_by(lambda: fed(long), 100) < 6_000
 
 
 @pytest.mark.parametrize("part", [b"", b"xy"], ids=["empty", "tiny"])

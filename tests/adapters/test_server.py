@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import socket
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import anyio
 import pytest
 from scripted import ScriptedStore
 from wsclient import Address, Refused, WsClient, ask, connect, connect_stream
+from wsproto.extensions import PerMessageDeflate
 from ycore_adapters import server as server_module
 from ycore_adapters.driver import Driver, DriverSettings
 from ycore_adapters.server import Server, ServerSettings, listen_tcp, listen_unix
@@ -389,6 +391,293 @@ async def test_a_peer_that_does_not_answer_our_close_is_given_up() -> None:
         received = b"".join([piece async for piece in client.stream])
         assert b"\x88" in received
         await empty(running)
+
+
+# ---- what one connection may cost
+
+REQUEST = (
+    b"GET /r HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+async def nobody_but(running: Running, number: int) -> None:
+    """Wait until there are but so many connections."""
+    while len(running.server._sockets) > number:
+        await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "setting"),
+    [
+        ({"max_connections": 1}, 503, "max_connections=1"),
+        ({"max_connections_per_address": 1}, 429, "max_connections_per_address=1"),
+    ],
+    ids=["in all", "per address"],
+)
+async def test_one_connection_too_many_is_refused_unread(
+    limits: dict[str, int], status: int, setting: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told when to come back, and the log says once which setting it was."""
+    async with serving(settings=ServerSettings(**limits)) as running:
+        async with running.connect() as a:
+            await level(a)
+            for _ in range(3):
+                head, _, body = (await _silence(running.address)).partition(b"\r\n\r\n")
+                lines = head.split(b"\r\n")
+                assert lines[0].startswith(b"HTTP/1.1 %d " % status)
+                assert b"Retry-After: 10" in lines
+                assert b"Connection: close" in lines
+                assert b"Content-Length: %d" % len(body) in lines
+            with pytest.raises(Refused) as refused:
+                await running.connect().__aenter__()
+            assert refused.value.status == status
+            assert len(running.server._sockets) == 1
+        await nobody_but(running, 0)
+        assert not running.server._addresses
+        async with running.connect() as b:  # there is room again
+            await level(b)
+    assert caplog.messages == [f"connections refused setting={setting} count=1"]
+
+
+async def test_a_flood_of_connections_keeps_few_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those refused are kept for a moment, but never many."""
+    monkeypatch.setattr(server_module, "_LINGERING", 5)
+    monkeypatch.setattr(server_module, "_SWEEP", 60)
+    async with serving(settings=ServerSettings(max_connections=0)) as running:
+        for _ in range(20):
+            assert (await _silence(running.address)).startswith(b"HTTP/1.1 503 ")
+        assert len(running.server._refused._lingering) == 5
+
+
+async def test_connections_by_a_unix_socket_have_no_address(tmp_path: Path) -> None:
+    listener = await listen_unix(tmp_path / "socket")
+    settings = ServerSettings(max_connections_per_address=1)
+    async with (
+        serving(listener=listener, settings=settings) as running,
+        running.connect() as a,
+        running.connect() as b,
+    ):
+        await level(a)
+        await level(b)
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%lo", "fe80::/64"),
+        ("::1", "::/64"),
+    ],
+)
+async def test_an_address_of_ipv6_is_counted_with_its_network(address: str, counted: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    assert server_module._address(family, (address, 1)) == counted
+
+
+async def test_a_peer_that_reads_no_answers_is_read_no_further(tmp_path: Path) -> None:
+    """It costs bounded memory and nobody else's time, and is given up as if it were dead."""
+    listener = await listen_unix(tmp_path / "socket")  # the system buffers less than over TCP
+    limit = 2000
+    settings = ServerSettings(max_answer_bytes=limit, ping_interval=100, ping_timeout=100)
+    async with (
+        serving(listener=listener, settings=settings) as running,
+        running.connect() as flooder,
+        anyio.create_task_group() as tasks,
+    ):
+        await level(flooder)
+        [sock] = running.server._sockets
+        gone = anyio.Event()
+
+        async def flood() -> None:
+            with suppress(anyio.BrokenResourceError):
+                while True:
+                    await flooder.stream.send((b"\x89\xfd" + bytes(4 + 125)) * 100)
+            gone.set()
+
+        tasks.start_soon(flood)
+        while sock._taken is None:
+            await anyio.lowlevel.checkpoint()
+        assert limit < sock.waiting < limit + 2 * 16 * 1024
+        async with running.connect() as a, running.connect() as b:
+            await level(b)
+            await a.send(edit(1, 0))
+            assert await b.receive() == edit(1, 0)
+        assert sock.waiting < limit + 2 * 16 * 1024
+        for seconds in (101, 202):
+            sock.sweep(time.monotonic() + seconds)
+        await gone.wait()
+        await nobody_but(running, 0)
+
+
+async def test_every_ping_is_answered_to_who_reads_late(tmp_path: Path) -> None:
+    listener = await listen_unix(tmp_path / "socket")
+    settings = ServerSettings(max_answer_bytes=2000)
+    number, size = 20_000, 20
+    async with (
+        serving(listener=listener, settings=settings) as running,
+        running.connect() as client,
+        anyio.create_task_group() as tasks,
+    ):
+        await level(client)
+        [sock] = running.server._sockets
+        tasks.start_soon(
+            client.stream.send, (b"\x89" + bytes([0x80 | size]) + bytes(4 + size)) * number
+        )
+        while sock._taken is None:
+            await anyio.lowlevel.checkpoint()
+        pong = b"\x8a" + bytes([size]) + bytes(size)
+        received = bytearray()
+        while len(received) < number * len(pong):
+            received += await client.stream.receive()
+        assert received == pong * number
+
+
+async def test_nothing_is_kept_of_a_message_that_was_worked_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = 8 * 2**20
+    async with serving() as running, running.connect() as client:
+        await level(client)
+        arrived = anyio.Event()
+
+        async def ignore(member: object, frame: bytes) -> None:
+            assert len(frame) == size
+            arrived.set()
+
+        monkeypatch.setattr(running.server.driver, "receive", ignore)
+        message = b"\x82\xff" + size.to_bytes(8, "big") + bytes(4 + size)
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            await client.stream.send(message)
+            await arrived.wait()
+            await anyio.wait_all_tasks_blocked()
+            kept = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+        assert kept < 2**20
+
+
+async def test_many_long_messages_at_once_cost_the_longest_its_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = ServerSettings(max_unfinished_bytes=300_000)
+    async with (
+        serving(settings=settings) as running,
+        running.connect() as a,
+        running.connect() as b,
+        running.connect() as long,
+    ):
+        for client in (a, b, long):
+            await level(client)
+        begun = b"\x02\xff" + (1_000_000).to_bytes(8, "big") + bytes(4)
+        for client, size in ((a, 100_000), (long, 150_000)):
+            await client.stream.send(begun + bytes(size))
+        while running.server._held < 250_000:
+            await anyio.lowlevel.checkpoint()
+        await b.stream.send(begun + bytes(60_000))
+        assert await long.closed() == 1013
+        assert running.server._held == 160_000
+        await a.stream.send(bytes(100_000))
+        while running.server._held < 260_000:
+            await anyio.lowlevel.checkpoint()
+    assert not running.server._held
+    assert len(caplog.messages) == 1
+
+
+async def test_a_message_that_came_whole_is_let_go_of_before_it_is_taken_in() -> None:
+    settings = ServerSettings(max_unfinished_bytes=100_000)
+    async with serving(settings=settings) as running, running.connect() as client:
+        await level(client)
+        await client.send(edit(1, 0, bytes(100_100)))
+        assert await client.closed() == 1013
+        assert running.server.driver.hub.rooms["r"].store.size == 0
+
+
+async def test_others_have_their_turn_within_one_read_and_order_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns = 0
+    share = server_module._share
+
+    async def count(driver: Driver, turn_ends: float) -> float:
+        nonlocal turns
+        turns += 1
+        return await share(driver, turn_ends)
+
+    monkeypatch.setattr(server_module, "_TURN", -1.0)
+    monkeypatch.setattr(server_module, "_share", count)
+    async with serving() as running, running.connect() as a, running.connect() as b:
+        await level(a)
+        await level(b)
+        turns = 0
+        pong = b"\x8a\x80" + bytes(4)
+        await a.stream.send(pong * 3000)  # 18,000 bytes of nothing
+        await a.send(*(edit(1, clock) for clock in range(100)))
+        store = StructStore()
+        await hear(b, store, {1: 100})
+        assert turns >= 18_000 // 2048 + 100
+        assert await received(b) == []
+
+
+async def received(client: WsClient) -> list[bytes]:
+    """What else is there."""
+    messages = []
+    with anyio.move_on_after(0):
+        while True:
+            messages.append(await client.receive())
+    return messages
+
+
+@pytest.mark.parametrize("end", ["closed", "half-closed", "reset"])
+@pytest.mark.parametrize(
+    "said",
+    [b"", REQUEST[:1], REQUEST[:-1], REQUEST, REQUEST + b"\x82", REQUEST + b"\x82\x85abcdhel"],
+    ids=["nothing", "a byte", "nearly all", "request", "half a header", "half a frame"],
+)
+async def test_however_a_connection_ends_nothing_is_left_of_it(
+    listener: socket.socket, said: bytes, end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(listener=listener) as running:
+        async with await connect_stream(running.address) as stream:
+            if said:
+                await stream.send(said)
+            if end == "half-closed":
+                await stream.send_eof()
+                answer = b"".join([piece async for piece in stream])
+                assert answer.startswith(b"HTTP/1.1 101 ") == (said[: len(REQUEST)] == REQUEST)
+            elif end == "reset":
+                WsClient(stream).kill()
+        async with running.connect() as other:  # so the first one was accepted
+            await level(other)
+            await nobody_but(running, 1)
+    assert caplog.messages == []
+
+
+async def test_who_compresses_and_who_does_not_see_the_same() -> None:
+    def squeezes() -> Any:
+        return connect(running.address, extensions=[PerMessageDeflate()])
+
+    settings = ServerSettings(compression=True)
+    async with (
+        serving(settings=settings) as running,
+        squeezes() as a,
+        running.connect() as b,
+        squeezes() as c,
+    ):
+        clients = (a, b, c)
+        for client in clients:
+            await level(client)
+        assert [sock.peer.window for sock in running.server._sockets].count(15) == 2
+        for author, client in enumerate(clients, 1):
+            long = edit(author, 0, b"again and again, " * 1000)
+            await client.send(long)
+            for other in clients:
+                if other is not client:
+                    assert await other.receive() == long
 
 
 # ---- going down

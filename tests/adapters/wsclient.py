@@ -21,6 +21,7 @@ from wsproto.events import (
     RejectConnection,
     Request,
 )
+from wsproto.extensions import Extension
 
 Address: TypeAlias = tuple[str, int] | str
 """Of a TCP socket, or the path of a Unix one."""
@@ -60,8 +61,19 @@ class WsClient:
         self._events: list[Event] = []
         self._parts: list[bytes] = []
 
-    async def open(self, path: str, *, subprotocols: list[str] | None = None) -> None:
-        request = Request(host="test", target=path, subprotocols=subprotocols or [])
+    async def open(
+        self,
+        path: str,
+        *,
+        subprotocols: list[str] | None = None,
+        extensions: list[Extension] | None = None,
+    ) -> None:
+        request = Request(
+            host="test",
+            target=path,
+            subprotocols=subprotocols or [],
+            extensions=list(extensions or []),
+        )
         await self.stream.send(self._ws.send(request))
         answer = await self._next()
         if isinstance(answer, RejectConnection):
@@ -145,12 +157,16 @@ class WsClient:
 
 @asynccontextmanager
 async def connect(
-    address: Address, path: str = "/r", *, subprotocols: list[str] | None = None
+    address: Address,
+    path: str = "/r",
+    *,
+    subprotocols: list[str] | None = None,
+    extensions: list[Extension] | None = None,
 ) -> AsyncIterator[WsClient]:
     """Open a WebSocket. At the end the connection is dropped without a word."""
     async with await connect_stream(address) as stream:
         client = WsClient(stream)
-        await client.open(path, subprotocols=subprotocols)
+        await client.open(path, subprotocols=subprotocols, extensions=extensions)
         yield client
 
 
