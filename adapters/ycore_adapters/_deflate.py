@@ -22,6 +22,9 @@ _LEVEL: Final = 1
 _TAIL: Final = b"\x00\x00\xff\xff"
 """What a sender leaves out at the end of each message, RFC 7692 section 7.2.1."""
 
+_NO_BIT: Final = RsvBits(False, False, False)
+_RSV1: Final = RsvBits(True, False, False)
+
 Window: TypeAlias = int
 """The logarithm of how far back a compressed message may refer, 9 to 15."""
 
@@ -103,13 +106,13 @@ class Inbound(Extension):
         # May be called again for the same frame, while the header is incomplete.
         self._is_data = not opcode.iscontrol()
         if not self._is_data:
-            return RsvBits(False, False, False)
+            return _NO_BIT
         if self._size + payload_length > self._limit:
             return CloseReason.MESSAGE_TOO_BIG
-        if self._inflates and opcode is not Opcode.CONTINUATION:
-            self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if rsv.rsv1 else None
-        # Only the first fragment tells, RFC 7692 section 6.1.
-        return RsvBits(self._inflates and opcode is not Opcode.CONTINUATION, False, False)
+        if not self._inflates or opcode is Opcode.CONTINUATION:
+            return _NO_BIT  # only the first fragment tells, RFC 7692 section 6.1
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if rsv.rsv1 else None
+        return _RSV1
 
     def frame_inbound_payload_data(
         self, proto: FrameDecoder | FrameProtocol, data: bytes

@@ -1,7 +1,20 @@
 """What makes a request a good opening handshake, and what is answered to it: RFC 6455 section 4.2.
 
 h11 has read the request, and so seen to the syntax of HTTP: no NUL or line break in a header, no
-space before its colon, one Host, one Content-Length.
+space before its colon, one Host, one Content-Length. What it finds wrong is answered 400, 431 (too
+long) or 501 (an unknown Transfer-Encoding). Beyond that:
+
+    400  malformed, ambiguous about where it ends, or no good handshake
+    404  neither a room nor /health
+    405  neither GET nor HEAD
+    408  not all of it came in time
+    426  a room, but no WebSocket was asked for, or one of another version
+    429  too many connections from this address      (before it was read)
+    431  too long, or too many headers
+    503  too many connections (before it was read), or the server is going down
+    505  another HTTP than 1.x
+
+Every answer ends the connection, so what follows a request is never taken for another one.
 """
 
 from __future__ import annotations

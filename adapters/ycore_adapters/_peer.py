@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
+from io import BytesIO
 from typing import Final, TypeAlias
 from urllib.parse import unquote_to_bytes
 
@@ -118,8 +119,8 @@ class Peer:
         """The headers of the answer that opens the WebSocket, once it was asked for."""
         self._ws: Connection | None = None
         """Once it is open."""
-        self._message = bytearray()
-        """What has come of a message in fragments."""
+        self._message = BytesIO()
+        """What has come of a message in fragments. It is handed on without another copy."""
         self._output: list[bytes] = []
 
     @property
@@ -130,7 +131,7 @@ class Peer:
     @property
     def unfinished(self) -> int:
         """How many bytes of a message have come whose end has not."""
-        return len(self._message)
+        return self._message.tell()
 
     def take_output(self) -> bytes:
         """What is to be sent, and no longer kept here."""
@@ -260,10 +261,10 @@ class Peer:
             if self.state is not PeerState.OPEN:
                 continue
             if isinstance(event, BytesMessage):
-                self._message += event.data
+                self._message.write(event.data)
                 if event.message_finished:
-                    messages.append(Message(bytes(self._message)))
-                    self._message = bytearray()
+                    messages.append(Message(self._message.getvalue()))
+                    self._message = BytesIO()
             elif isinstance(event, TextMessage):
                 self._take_text(event)
             elif isinstance(event, Ping):
@@ -287,7 +288,7 @@ class Peer:
                 reason = f"a message is at most {self._max_message_bytes} bytes"
             self._output.append(self._ws.send(CloseConnection(event.code, reason)))
             self._ws = None
-            self._message = bytearray()
+            self._message = BytesIO()
             self.state = PeerState.CLOSING
             return
         self.state = PeerState.DONE
@@ -297,7 +298,7 @@ class Peer:
         if self.state is PeerState.OPEN:
             assert self._ws is not None
             self._output.append(self._ws.send(CloseConnection(code, reason)))
-            self._message = bytearray()
+            self._message = BytesIO()
             self.state = PeerState.CLOSING
 
     def ping(self) -> None:
