@@ -52,7 +52,9 @@ from ycore import (
     merge_updates,
 )
 from ycore.awareness import AwarenessEntry, decode_awareness, encode_awareness
+from ycore.jsontext import check_json, check_json_steps
 from ycore.messages import AwarenessUpdate, SyncStep1, SyncStep2, Update, decode
+from ycore.steps import finish
 from ycore.updates import decode_state_vector, encode_state_vector, parse_update
 
 Target = Callable[[bytes], None]
@@ -105,7 +107,7 @@ def fuzz_lib0(data: bytes) -> None:
 
 def _both_readers_agree(text: str) -> None:
     verdicts = []
-    for check in (lib0.check_json, lambda text: lib0.finish(lib0.check_json_steps(text))):
+    for check in (check_json, lambda text: finish(check_json_steps(text))):
         try:
             check(text)
             verdicts.append(True)

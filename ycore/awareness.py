@@ -14,19 +14,9 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from .errors import CloseCode, LocalProtocolError, RemoteProtocolError
-from .lib0 import (
-    MAX_SAFE_INTEGER,
-    SHORT_JSON,
-    STEP,
-    Steps,
-    check_json,
-    check_json_steps,
-    finish,
-    read_var_string,
-    read_var_uint,
-    write_var_string,
-    write_var_uint,
-)
+from .jsontext import SHORT_JSON, check_json, check_json_steps
+from .lib0 import MAX_SAFE_INTEGER, read_var_string, read_var_uint, write_var_string, write_var_uint
+from .steps import STEP, Steps, finish
 
 __all__ = [
     "OUTDATED_AFTER",

@@ -12,7 +12,6 @@ from typing import Any, Final, TypeAlias
 
 from .awareness import AwarenessEntry, decode_awareness_steps
 from .errors import CloseCode, RemoteProtocolError
-from .lib0 import Steps
 from .messages import (
     AwarenessUpdate,
     Custom,
@@ -23,6 +22,7 @@ from .messages import (
     iter_messages,
 )
 from .settings import Settings
+from .steps import Steps
 from .updates import (
     ParsedUpdate,
     decode_state_vector_steps,

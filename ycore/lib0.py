@@ -5,35 +5,24 @@ Readers take `(data, position)` and return `(value, next position)`; writers app
 are strict: every declared length is compared with the bytes left before anything is allocated, a
 varUint has at most 8 bytes and at most 53 bits, strings are valid UTF-8, and nothing recurses.
 What they refuse raises `RemoteProtocolError`.
-
-What may take long comes as a generator (`Steps`) as well, that others may have a turn in between.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Generator
-from functools import lru_cache
 from math import copysign
 from struct import Struct, error
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
 from .errors import LocalProtocolError, RemoteProtocolError
+from .steps import STEP, Steps, finish
 
 __all__ = [
     "MAX_NESTING",
     "MAX_SAFE_INTEGER",
-    "SHORT_JSON",
-    "STEP",
     "UNDEFINED",
     "AnyValue",
     "BigInt",
-    "Steps",
     "Undefined",
-    "check_json",
-    "check_json_steps",
-    "finish",
     "read_any",
     "read_var_int",
     "read_var_string",
@@ -76,23 +65,6 @@ class Undefined:
 UNDEFINED: Final = Undefined()
 
 Data: TypeAlias = bytes | bytearray
-
-T = TypeVar("T")
-Steps: TypeAlias = Generator[None, None, T]
-"""Work that pauses about once a millisecond, and returns its result in the end."""
-
-STEP: Final = 1024
-"""After how many small things such work pauses."""
-
-
-def finish(steps: Steps[T]) -> T:
-    """Do all that is left of some work."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
 
 
 class BigInt(int):
@@ -434,135 +406,3 @@ def _write_number(out: bytearray, value: int | float) -> None:
     else:
         out.append(_FLOAT64)
         out += _FLOAT64_FORMAT.pack(value)
-
-
-# ---- JSON, which older content types and awareness states carry as a string
-
-# Possessive: it never goes back, so it takes neither time nor memory for having come far.
-_JSON_NESTING = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
-_CACHED_JSON = 64
-"""Up to how many characters a JSON text is worth remembering: formats are short and recur."""
-SHORT_JSON: Final = 4096
-"""Up to how many characters a JSON text is checked in one go, by Python's own reader."""
-
-# What a long JSON text is made of (RFC 8259). The number of the group tells what was found.
-_JSON_TOKEN = re.compile(
-    r"""[ \t\n\r]*+(?:
-        ([\[{])
-        | ([\]}])
-        | (,)
-        | (:)
-        | (")
-        | (true|false|null|-?+(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]++)?+)
-        | (\Z)
-    )""",
-    re.VERBOSE,
-)
-_OPEN, _CLOSE, _COMMA, _COLON, _QUOTE, _SCALAR, _END = range(1, 8)
-# Part of what a string contains: long ones are taken in many such bites.
-_JSON_STRING_PART = re.compile(
-    r"""(?:[^"\\\x00-\x1f]{1,65536}+|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})){0,64}+"""
-)
-
-
-def check_json(text: str) -> None:
-    """Check that JavaScript's `JSON.parse` would take `text` (Python's takes NaN and Infinity)."""
-    if len(text) <= _CACHED_JSON:
-        _check_short_json(text)
-    elif len(text) <= SHORT_JSON:
-        _check_json(text)
-    else:
-        finish(check_json_steps(text))
-
-
-def _check_json(text: str) -> None:
-    try:
-        # float for integers: int refuses more than 4,300 digits, which JavaScript reads
-        json.loads(text, parse_constant=_refuse_constant, parse_int=float)
-    except ValueError as exc:
-        raise RemoteProtocolError(f"malformed JSON: {exc}") from None
-    except RecursionError:
-        raise RemoteProtocolError(f"JSON nests deeper than {MAX_NESTING}") from None
-    if text.count("[") + text.count("{") > MAX_NESTING:
-        depth = 0
-        for token in _JSON_NESTING.finditer(text):
-            char = text[token.start()]
-            depth += 1 if char in "[{" else -1 if char in "]}" else 0
-            if depth > MAX_NESTING:
-                raise RemoteProtocolError(f"JSON nests deeper than {MAX_NESTING}")
-
-
-_check_short_json = lru_cache(maxsize=1024)(_check_json)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def check_json_steps(text: str) -> Steps[None]:
-    """`check_json` in steps, for texts that Python's own reader would hold everyone up with."""
-    pos = 0
-    outer = bytearray()
-    """Which containers we are in: "[" or "{" each."""
-    value = True
-    """Whether a value, or in an object a key, has to come now; otherwise what follows one."""
-    may_close = False
-    """Whether the container may end here: not behind a comma."""
-    turn = 0
-    while True:
-        turn += 1
-        if not turn % STEP:
-            yield
-        token = _JSON_TOKEN.match(text, pos)
-        kind = token.lastindex if token else None
-        if token is None or kind is None:
-            break
-        pos = token.end()
-        if value and kind in (_QUOTE, _SCALAR, _OPEN):
-            in_object = outer.endswith(b"{")
-            if in_object:  # a key first
-                if kind != _QUOTE:
-                    break
-                pos = yield from _skip_json_string(text, pos)
-                token = _JSON_TOKEN.match(text, pos)
-                if token is None or token.lastindex != _COLON:
-                    break
-                token = _JSON_TOKEN.match(text, token.end())
-                if token is None or token.lastindex not in (_QUOTE, _SCALAR, _OPEN):
-                    break
-                kind, pos = token.lastindex, token.end()
-            if kind == _OPEN:
-                if len(outer) == MAX_NESTING:
-                    raise RemoteProtocolError(f"JSON nests deeper than {MAX_NESTING}")
-                outer.append(ord(text[pos - 1]))
-                may_close = True
-                continue
-            if kind == _QUOTE:
-                pos = yield from _skip_json_string(text, pos)
-            value = False
-        elif kind == _CLOSE and outer and (may_close or not value):
-            if outer.pop() + 2 != ord(text[pos - 1]):  # "[" and "]", "{" and "}" are two apart
-                break
-            value = False
-        elif kind == _COMMA and outer and not value:
-            value, may_close = True, False
-        elif kind == _END and not outer and not value:
-            return
-        else:
-            break
-    raise RemoteProtocolError(f"malformed JSON: near character {pos}")
-
-
-def _skip_json_string(text: str, pos: int) -> Steps[int]:
-    """Where a string ends that began before `pos`."""
-    while True:
-        token = _JSON_STRING_PART.match(text, pos)
-        assert token is not None  # it matches nothing, too
-        if token.end() == pos:
-            break
-        pos = token.end()
-        if len(token[0]) > SHORT_JSON:
-            yield
-    if text[pos : pos + 1] != '"':
-        raise RemoteProtocolError(f"malformed JSON: near character {pos}")
-    return pos + 1

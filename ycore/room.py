@@ -38,7 +38,6 @@ from typing import Any, Final, TypeAlias
 from .awareness import Awareness, AwarenessEntry, encode_awareness
 from .errors import CloseCode, LocalProtocolError, RemoteProtocolError
 from .frame import Frame
-from .lib0 import Steps
 from .messages import (
     AwarenessUpdate,
     Custom,
@@ -48,6 +47,7 @@ from .messages import (
     Update,
 )
 from .settings import Settings
+from .steps import Steps
 from .updates import ParsedUpdate, StructStore
 
 __all__ = [

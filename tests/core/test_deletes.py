@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ycore.lib0 import finish
+from ycore.steps import finish
 from ycore.updates._deletes import ClientDeletes, Range, coalesce, subtract
 
 ranges = st.lists(

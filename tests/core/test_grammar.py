@@ -27,7 +27,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ycore import RemoteProtocolError, check_update
-from ycore.lib0 import MAX_SAFE_INTEGER, UNDEFINED, BigInt, Steps
+from ycore.lib0 import MAX_SAFE_INTEGER, UNDEFINED, BigInt
+from ycore.steps import Steps
 from ycore.updates import (
     decode_state_vector,
     decode_state_vector_steps,

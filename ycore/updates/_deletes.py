@@ -10,7 +10,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import Final, TypeAlias
 
-from ..lib0 import STEP, Steps, write_var_uint
+from ..lib0 import write_var_uint
+from ..steps import STEP, Steps
 
 Range: TypeAlias = tuple[int, int]
 """First clock, and the clock after the last."""

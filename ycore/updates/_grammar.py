@@ -26,20 +26,16 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from ..errors import CloseCode, RemoteProtocolError
+from ..jsontext import SHORT_JSON, check_json, check_json_steps
 from ..lib0 import (
     MAX_SAFE_INTEGER,
-    SHORT_JSON,
-    STEP,
-    Steps,
-    check_json,
-    check_json_steps,
-    finish,
     read_var_string,
     read_var_uint,
     read_var_uint8_array,
     skip_any_steps,
     write_var_uint,
 )
+from ..steps import STEP, Steps, finish
 
 Clocks: TypeAlias = "list[int] | array[int]"
 """Many clocks, or offsets."""

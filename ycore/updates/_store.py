@@ -12,7 +12,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
-from ..lib0 import STEP, Steps, finish, write_var_uint
+from ..lib0 import write_var_uint
+from ..steps import STEP, Steps, finish
 from ._deletes import ClientDeletes, Range, subtract, write_ranges
 from ._grammar import (
     SKIP,
