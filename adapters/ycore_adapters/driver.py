@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 _TICK: Final = 1.0
 """Seconds between looks at what is due, if the hub names no earlier time: deadlines that arise
 meanwhile are noticed this late at worst."""
-_SLICE: Final = 0.005
+_SLICE: Final = 0.002
 """For how many seconds long work goes on before others get a turn (see `Driver.my_turn`)."""
 _LONG: Final = 16 * 1024
 """From how many bytes on a stored update is taken in step by step."""
