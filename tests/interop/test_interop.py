@@ -71,6 +71,24 @@ def test_two_converge(clients: Clients, join: Join, version: Version) -> None:
 
 
 @versions
+def test_two_converge_with_compression(
+    node: str, backend: str, tmp_path: Path, clients: Clients, version: Version
+) -> None:
+    """Which these clients offer, and use for what is long."""
+    options = ("--backend", backend, "--compression")
+    with contextlib.closing(Server(tmp_path / "data", *options)) as server:
+        a, b = (clients.client(server.url, "room", version=version) for _ in range(2))
+        for client in (a, b):
+            client.wait(synced=True)
+        a.insert(0, "again and again, " * 2000 + "the end")
+        b.wait(contains="the end")
+        b.insert(0, "b")
+        late = clients.client(server.url, "room", version=version)
+        clients.wait_equal(a, b, late)
+        server.check()
+
+
+@versions
 @pytest.mark.parametrize("author", ["stays", "left"])
 def test_a_late_joiner_gets_everything(
     clients: Clients, join: Join, version: Version, author: str
