@@ -8,6 +8,7 @@ Source of the rules: y-protocols `awareness.js`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -33,6 +34,10 @@ OUTDATED_AFTER: Final = 30.0
 
 RENEW_AFTER: Final = OUTDATED_AFTER / 2
 """Seconds after which an owner renews its state."""
+
+_MAX_GONE: Final = 20_000
+"""How many who went are remembered: all who are here may go at once, and who comes and goes all the
+time shall not fill the memory."""
 
 
 class AwarenessEntry(NamedTuple):
@@ -118,9 +123,10 @@ class Awareness:
         """The clock of our own state, kept while it is not shown."""
         self._present: dict[int, _Known] = {}
         """Ordered by when they were renewed, so that the first is the next to expire."""
-        self._gone: dict[int, tuple[int, float]] = {}
-        """Client -> its last clock, and when it went: what is still on its way from before then
-        must not bring it back. Forgotten when no client can hold such a state any more."""
+        self._gone: OrderedDict[int, tuple[int, float]] = OrderedDict()
+        """Client -> its last clock, and when it went, in that order: what is still on its way from
+        before then must not bring it back. Forgotten when no client can hold such a state any more,
+        or when there are too many."""
 
     @property
     def states(self) -> dict[int, str]:
@@ -239,12 +245,8 @@ class Awareness:
                     break
                 outdated.append(client)
         changed = self.remove(outdated, now)
-        if any(now >= since + OUTDATED_AFTER for _, since in islice(self._gone.values(), 1)):
-            self._gone = {
-                client: gone
-                for client, gone in self._gone.items()
-                if now < gone[1] + OUTDATED_AFTER
-            }
+        while self._gone and now >= next(iter(self._gone.values()))[1] + OUTDATED_AFTER:
+            self._gone.popitem(last=False)
         if self.client_id is not None:
             own = self._present.get(self.client_id)
             if own is not None and now >= own.renewed + RENEW_AFTER:
@@ -274,3 +276,5 @@ class Awareness:
         else:
             self._gone.pop(client, None)  # to the end of the order
             self._gone[client] = (clock, now)
+            if len(self._gone) > _MAX_GONE:
+                self._gone.popitem(last=False)

@@ -82,6 +82,7 @@ class Frame:
 def _read(data: bytes, settings: Settings) -> Steps[deque[Content]]:
     contents: deque[Content] = deque()
     asked: dict[int, int] | None = None
+    limits = settings.update_limits
     for number, message in enumerate(iter_messages(data)):
         if number == _MAX_MESSAGES:
             reason = f"more than {_MAX_MESSAGES} messages in one frame"
@@ -91,7 +92,7 @@ def _read(data: bytes, settings: Settings) -> Steps[deque[Content]]:
                 (yield from parse_update_steps(message.update, settings.update_limits))
             )
         elif isinstance(message, SyncStep1):
-            clocks = yield from decode_state_vector_steps(message.state_vector)
+            clocks = yield from decode_state_vector_steps(message.state_vector, limits)
             asked = clocks if asked is None else _common_clocks(asked, clocks)
         elif isinstance(message, AwarenessUpdate):
             most = settings.max_awareness_entries, settings.max_awareness_bytes

@@ -216,3 +216,16 @@ def test_misuse() -> None:
         Awareness().set_local_state("{}", now=0)
     with pytest.raises(LocalProtocolError, match="JSON"):
         Awareness(1).set_local_state("{", now=0)
+
+
+def test_who_comes_and_goes_is_not_remembered_without_end() -> None:
+    awareness = Awareness()
+    for client in range(30_000):
+        awareness.apply([entry(client, 1)], now=client / 10_000)
+        awareness.remove([client], now=client / 10_000)
+    assert awareness.gone_since(9_999) is None
+    assert awareness.gone_since(10_000) == 1
+    awareness.handle_timeout(OUTDATED_AFTER + 2)
+    assert awareness.gone_since(20_000) is None
+    assert awareness.gone_since(20_001) is not None
+    assert awareness.next_timeout() == 2.0001 + OUTDATED_AFTER

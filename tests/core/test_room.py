@@ -817,6 +817,14 @@ def test_an_update_has_only_so_much(limits: UpdateLimits, good: Any, bad: Any) -
     assert plain(room.receive(member, edit(update(bad)), now=0)) == [("close", member, 1009)]
 
 
+def test_a_state_vector_names_only_so_many_clients() -> None:
+    room = Room("doc", settings=Settings(update_limits=UpdateLimits(state_vector=2)))
+    member, _ = room.join(now=0)
+    assert room.receive(member, step1({1: 1, 2: 2}), now=0)
+    bad = step1({1: 1, 2: 2, 3: 3})
+    assert plain(room.receive(member, bad, now=0)) == [("close", member, 1009)]
+
+
 def test_an_update_has_only_so_many_delete_ranges() -> None:
     room = Room("doc", settings=Settings(update_limits=UpdateLimits(delete_ranges=2)))
     member = enter(room)

@@ -70,7 +70,7 @@ _ANY_OBJECT: Final = 118
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateLimits:
-    """What one update may hold. More is refused with close code 1009."""
+    """What one update, or state vector, may hold. More is refused with close code 1009."""
 
     structs: int = 4_000_000
     """While an update is read, each struct takes 16 bytes besides its own. A page of prose has
@@ -84,8 +84,13 @@ class UpdateLimits:
     """All ranges of a document come with every SyncStep2. Each takes some 150 bytes while the
     update is read."""
 
+    state_vector: int = 1_000_000
+    """Clients in a state vector: in all that one client has seen of a document."""
 
-NO_LIMITS: Final = UpdateLimits(structs=2**53, sections=2**53, delete_ranges=2**53)
+
+NO_LIMITS: Final = UpdateLimits(
+    structs=2**53, sections=2**53, delete_ranges=2**53, state_vector=2**53
+)
 """For what was let in before: a document may have grown above what a single message may bring."""
 
 
@@ -464,9 +469,14 @@ def decode_state_vector(data: bytes) -> dict[int, int]:
     return finish(decode_state_vector_steps(data))
 
 
-def decode_state_vector_steps(data: bytes) -> Steps[dict[int, int]]:
+def decode_state_vector_steps(
+    data: bytes, limits: UpdateLimits = NO_LIMITS
+) -> Steps[dict[int, int]]:
     """`decode_state_vector` in steps."""
     count, pos = read_var_uint(data, 0)
+    if count > limits.state_vector:
+        reason = f"more than {limits.state_vector} clients in a state vector"
+        raise RemoteProtocolError(reason, CloseCode.MESSAGE_TOO_BIG)
     if count * 2 > len(data) - pos:
         raise RemoteProtocolError(f"state vector declares {count} clients")
     clocks: dict[int, int] = {}
