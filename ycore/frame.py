@@ -28,6 +28,7 @@ from .updates import (
     decode_state_vector_steps,
     parse_update_steps,
     parts_of,
+    undeleted_value,
 )
 
 __all__ = ["Content", "Frame"]
@@ -88,9 +89,11 @@ def _read(data: bytes, settings: Settings) -> Steps[deque[Content]]:
             reason = f"more than {_MAX_MESSAGES} messages in one frame"
             raise RemoteProtocolError(reason, CloseCode.MESSAGE_TOO_BIG)
         if isinstance(message, Update | SyncStep2):
-            contents += parts_of(
-                (yield from parse_update_steps(message.update, settings.update_limits))
-            )
+            update = yield from parse_update_steps(message.update, limits)
+            if (value := undeleted_value(update)) is not None:
+                reason = f"the value {value} of a key is longer than one and not deleted"
+                raise RemoteProtocolError(reason)
+            contents.extend(parts_of(update))
         elif isinstance(message, SyncStep1):
             clocks = yield from decode_state_vector_steps(message.state_vector, limits)
             asked = clocks if asked is None else _common_clocks(asked, clocks)

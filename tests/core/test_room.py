@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from build import gc, item, skip, text, typed, update
+from build import anys, deleted, gc, item, skip, text, typed, update
 from script import edit, plain, receivers, show, step1
 
 from ycore import (
@@ -773,6 +773,19 @@ def test_what_names_many_clients_is_taken_in_by_parts(room: Room) -> None:
     assert all(len(part) < len(whole) / 2 for part in stored)
     assert merge_updates(stored) == room.store.encode() == merge_updates([whole])
     assert taken_in(room, other, Frame(edit(whole)))[0] == []
+
+
+def test_a_key_has_one_value_unless_they_are_deleted(room: Room) -> None:
+    fine, bad = enter(room), enter(room)
+    replaced = item(anys(1, 2), key="k")
+    assert room.receive(fine, edit(update({(1, 0): [replaced]}, {1: [(0, 2)]})), now=0)
+    assert room.receive(fine, edit(update({(2, 0): [gc(1), replaced]}, {2: [(0, 9)]})), now=0)
+    assert room.receive(fine, edit(update({(3, 0): [item(deleted(2), key="k")]})), now=0)
+    for deletes in ({}, {4: [(0, 1)]}, {4: [(1, 1)]}, {5: [(0, 2)]}):
+        assert plain(room.receive(bad, edit(update({(4, 0): [replaced]}, deletes)), now=0)) == [
+            ("close", bad, 1007)
+        ]
+        bad = enter(room)
 
 
 def test_a_bad_end_undoes_a_long_beginning(room: Room) -> None:

@@ -18,6 +18,7 @@ from ._grammar import (
     parse_update,
     parse_update_steps,
     parts_of,
+    undeleted_value,
 )
 from ._store import StructStore
 
@@ -36,6 +37,7 @@ __all__ = [
     "parse_update",
     "parse_update_steps",
     "parts_of",
+    "undeleted_value",
 ]
 
 

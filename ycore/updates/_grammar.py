@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -117,7 +118,7 @@ class Section:
 class ParsedUpdate:
     """An update that was checked: its bytes and where things are in them."""
 
-    __slots__ = ("data", "deletes", "sections", "tidy", "weight")
+    __slots__ = ("data", "deletes", "long_values", "sections", "tidy", "weight")
 
     def __init__(
         self,
@@ -126,6 +127,7 @@ class ParsedUpdate:
         deletes: dict[int, list[tuple[int, int]]],
         weight: int,
         tidy: bool,
+        long_values: list[tuple[int, int, int]],
     ) -> None:
         self.data = data
         self.sections = sections
@@ -138,6 +140,30 @@ class ParsedUpdate:
         self.tidy = tidy
         """Whether `data` can be passed on for this: it says no more, and has the delete ranges in
         this form, too."""
+        self.long_values = long_values
+        """Client, first clock and clock after the last of values of a key (of a map, or an
+        attribute) that are longer than one: only deleted ones may be; see `undeleted_value`."""
+
+
+def undeleted_value(update: ParsedUpdate) -> tuple[int, int] | None:
+    """The client and clock of a value of a key that is longer than one and not deleted, if any.
+
+    A key has one value; Yjs makes longer ones only by joining those that were replaced, which are
+    deleted. It throws when it has to collect one of which just a part is (`structs/Item.js`, gc),
+    so that who sends such a one could keep everybody from loading the document.
+
+    This holds for what clients send, not for each part of it that is stored or passed on.
+    """
+    for client, start, end in update.long_values:
+        ranges = update.deletes.get(client, [])
+        at = bisect_right(ranges, start, key=_range_start) - 1
+        if at < 0 or ranges[at][1] < end:
+            return client, start
+    return None
+
+
+def _range_start(range_: tuple[int, int]) -> int:
+    return range_[0]
 
 
 _PART: Final = 2000
@@ -152,7 +178,7 @@ def parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
     data = update.data
     for done in range(0, len(update.sections), _PART):
         sections = update.sections[done : done + _PART]
-        yield ParsedUpdate(data, sections, {}, len(sections), False)
+        yield ParsedUpdate(data, sections, {}, len(sections), False, [])
     deletes: dict[int, list[tuple[int, int]]] = {}
     weight = 0
     for client, its in update.deletes.items():
@@ -160,10 +186,10 @@ def parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
             deletes[client] = its[done : done + _PART]
             weight += 1 + len(deletes[client])
             if weight >= _PART:
-                yield ParsedUpdate(data, [], deletes, weight, False)
+                yield ParsedUpdate(data, [], deletes, weight, False, [])
                 deletes, weight = {}, 0
     if deletes:
-        yield ParsedUpdate(data, [], deletes, weight, False)
+        yield ParsedUpdate(data, [], deletes, weight, False, [])
 
 
 def parse_update(data: bytes, limits: UpdateLimits = NO_LIMITS) -> ParsedUpdate:
@@ -181,6 +207,7 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
     try:
         count, pos = read_var_uint(data, 0)
         sections: list[Section] = []
+        long_values: list[tuple[int, int, int]] = []
         clients = set()
         structs = 0
         for turn in range(1, count + 1):
@@ -190,7 +217,9 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
             structs += number
             if structs > limits.structs:
                 raise _too_many("structs", limits.structs)
-            pos, client = yield from _read_section(data, pos, number, sections, limits.sections)
+            pos, client = yield from _read_section(
+                data, pos, number, sections, long_values, limits.sections
+            )
             if client in clients:
                 raise RemoteProtocolError(f"client {client} has two sections in one update")
             clients.add(client)
@@ -218,7 +247,7 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
     if pos != size:
         raise RemoteProtocolError(f"{size - pos} bytes left over after the update")
     weight = len(sections) + len(deletes) + limits.delete_ranges - left
-    return ParsedUpdate(data, sections, deletes, weight, tidy)
+    return ParsedUpdate(data, sections, deletes, weight, tidy, long_values)
 
 
 def _too_many(what: str, limit: int) -> RemoteProtocolError:
@@ -227,7 +256,12 @@ def _too_many(what: str, limit: int) -> RemoteProtocolError:
 
 
 def _read_section(
-    data: bytes, pos: int, count: int, sections: list[Section], max_sections: int
+    data: bytes,
+    pos: int,
+    count: int,
+    sections: list[Section],
+    long_values: list[tuple[int, int, int]],
+    max_sections: int,
 ) -> Steps[tuple[int, int]]:
     """Read one client's structs into `sections`; return where they end, and the client."""
     client_at = pos
@@ -268,8 +302,11 @@ def _read_section(
                     length, pos = _skip_short_content(data, pos, kind)
                 if length < 0:
                     length, pos = yield from _skip_long_content(data, pos, kind)
-            if length == 0:
-                raise RemoteProtocolError(f"struct at byte {offset} has no length")
+            if length != 1:
+                if length == 0:
+                    raise RemoteProtocolError(f"struct at byte {offset} has no length")
+                if info & HAS_KEY and info & KIND != DELETED:
+                    long_values.append((client, clock, clock + length))
             clock += length
             if clock > MAX_SAFE_INTEGER:
                 raise RemoteProtocolError(f"struct at byte {offset} ends at a clock above 2^53-1")
