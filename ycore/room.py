@@ -95,6 +95,7 @@ class Member:
         """When it will have asked no more than it may, if it asks nothing until then."""
         self._waiting: list[Frame] = []
         """Frames that came while the room was loading."""
+        self._waiting_bytes = 0
 
 
 # ---- effects
@@ -482,7 +483,8 @@ class Room:
         return effects
 
     def _keep_waiting(self, member: Member, frame: Frame, now: float) -> list[Effect]:
-        if sum(map(len, member._waiting)) + len(frame) > self.settings.max_waiting_bytes:
+        member._waiting_bytes += len(frame)
+        if member._waiting_bytes > self.settings.max_waiting_bytes:
             reason = "too much was sent before the room was loaded"
             return self._dismiss(member, CloseCode.MESSAGE_TOO_BIG, reason, now)
         member._waiting.append(frame)
