@@ -8,6 +8,7 @@ gives others a turn in between, until `Frame.done`.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from .awareness import AwarenessEntry, decode_awareness_steps
@@ -22,7 +23,7 @@ from .messages import (
     iter_messages,
 )
 from .settings import Settings
-from .steps import Steps
+from .steps import STEP, Steps
 from .updates import (
     ParsedUpdate,
     decode_state_vector_steps,
@@ -31,14 +32,22 @@ from .updates import (
     undeleted_value,
 )
 
-__all__ = ["Content", "Frame"]
+__all__ = ["Attached", "Content", "Frame"]
 
 _MAX_MESSAGES: Final = 1000
 """How many messages one frame may hold. Clients put one into each, y-websocket 4 a few."""
 
 
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The update that comes next has many items that are attached to others: do they fit?"""
+
+    update: ParsedUpdate
+
+
 Content: TypeAlias = (
     ParsedUpdate
+    | Attached
     | dict[int, int]
     | list[AwarenessEntry]
     | QueryAwareness
@@ -93,6 +102,8 @@ def _read(data: bytes, settings: Settings) -> Steps[deque[Content]]:
             if (value := undeleted_value(update)) is not None:
                 reason = f"the value {value} of a key is longer than one and not deleted"
                 raise RemoteProtocolError(reason)
+            if len(update.keyless) > STEP:
+                contents.append(Attached(update))
             contents.extend(parts_of(update))
         elif isinstance(message, SyncStep1):
             clocks = yield from decode_state_vector_steps(message.state_vector, limits)

@@ -37,7 +37,7 @@ from typing import Any, Final, TypeAlias
 
 from .awareness import Awareness, AwarenessEntry, encode_awareness
 from .errors import CloseCode, LocalProtocolError, RemoteProtocolError
-from .frame import Frame
+from .frame import Attached, Frame
 from .messages import (
     AwarenessUpdate,
     Custom,
@@ -47,7 +47,7 @@ from .messages import (
     Update,
 )
 from .settings import Settings
-from .steps import Steps
+from .steps import STEP, Steps
 from .updates import ParsedUpdate, StructStore
 
 __all__ = [
@@ -346,6 +346,9 @@ class Room:
             content = contents[0]
             if isinstance(content, ParsedUpdate):
                 self._take_update(member, content, now, effects)
+            elif isinstance(content, Attached):
+                contents[0] = self._check_attached(member, content.update, now)
+                return self._receive(member, frame, now)
             elif isinstance(content, list):
                 self._take_awareness(member, content, now, effects)
             elif isinstance(content, Custom):
@@ -499,6 +502,21 @@ class Room:
         else:
             self.counters.unknown_messages += 1
 
+    def _check_attached(
+        self, member: Member, update: ParsedUpdate, now: float
+    ) -> Steps[list[Effect]]:
+        for done in range(0, len(update.keyless), STEP):
+            misfit = self.store.misfit(update, done, done + STEP)
+            if misfit is not None:
+                return self._refuse_misfit(member, misfit, now)
+            yield
+        return []
+
+    def _refuse_misfit(self, member: Member, misfit: int, now: float) -> list[Effect]:
+        self.counters.bad_frames += 1
+        reason = f"the item at byte {misfit} has no key, but is attached to one that has"
+        return self._dismiss(member, CloseCode.INVALID_PAYLOAD, reason, now)
+
     def _answer(self, member: Member, clocks: dict[int, int]) -> Steps[list[Effect]]:
         """A SyncStep1: what does the member lack who has the structs below these clocks?
 
@@ -531,6 +549,11 @@ class Room:
             reason = f"the document is full: it takes more than {limit} bytes"
             effects += self._dismiss(member, CloseCode.DOCUMENT_FULL, reason, now)
             return
+        if 0 < len(update.keyless) <= STEP:  # otherwise they were looked at before
+            misfit = self.store.misfit(update, 0, STEP)
+            if misfit is not None:
+                effects += self._refuse_misfit(member, misfit, now)
+                return
         new = self.store.add(update)
         if new is not None:
             effects.append(Persist(new))

@@ -788,6 +788,54 @@ def test_a_key_has_one_value_unless_they_are_deleted(room: Room) -> None:
         bad = enter(room)
 
 
+VALUE = update({(1, 0): [item(anys(1), key="k")]})
+
+
+@pytest.mark.parametrize(
+    "misfit",
+    [
+        update({(2, 0): [item(text("x"), origin=(1, 0))]}),
+        update({(2, 0): [item(text("x"), right=(1, 0))]}),
+        update({(2, 0): [gc(1), item(text("x"), origin=(1, 0), right=(2, 0))]}),
+        update({(2, 0): [item(anys(1), key="k"), item(text("xy"), origin=(2, 0))]}),
+        update({(2, 0): [item(text("x"), origin=(3, 1))], (3, 0): [gc(1), item(anys(1), key="")]}),
+    ],
+)
+def test_what_is_attached_to_a_value_is_one_too(room: Room, misfit: bytes) -> None:
+    author, bad = enter(room), enter(room)
+    room.receive(author, edit(VALUE), now=0)
+    before = room.store.encode()
+    assert plain(room.receive(bad, edit(misfit), now=0)) == [("close", bad, 1007)]
+    assert room.counters.bad_frames == 1
+    assert room.store.encode() == before
+
+
+def test_what_fits_or_cant_be_told_is_taken(room: Room) -> None:
+    author = enter(room)
+    for fine in (
+        VALUE,
+        update({(2, 0): [item(anys(2), origin=(1, 0), key="k")]}),
+        update({(4, 7): [item(text("x"), origin=(5, 0))]}),
+        update({(4, 8): [item(text("x"), origin=(4, 3))]}),
+        update({(4, 9): [item(text("x"), origin=(1, 5))]}),
+        update({(6, 0): [item(text("x")), skip(3), item(text("x"), origin=(6, 2))]}),
+        update({(6, 9): [item(text("x"), origin=(6, 4))]}),
+    ):
+        assert room.receive(author, edit(fine), now=0) == [Persist(fine)]
+
+
+def test_many_items_are_looked_at_step_by_step(room: Room) -> None:
+    author, bad = enter(room), enter(room)
+    items = [item(text("x"), origin=(1, i - 1) if i else None) for i in range(5000)]
+    frame = Frame(edit(update({(1, 0): items})))
+    assert taken_in(room, author, frame)[1] >= 9
+    assert room.store.state_vector() == {1: 5000}
+    many = [item(anys(1), key="k")] + [item(text("x"), origin=(9, 0), key="k")] * 2000
+    many += [item(text("x"), origin=(1, 0))] * 2000 + [item(text("x"), origin=(9, 0))]
+    assert taken_in(room, bad, Frame(edit(update({(9, 0): many}))))[0] == [("close", bad, 1007)]
+    assert room.store.state_vector() == {1: 5000}
+
+
 def test_a_bad_end_undoes_a_long_beginning(room: Room) -> None:
     bad, good = enter(room), enter(room)
     structs = [item(text("x"), parent="t") for _ in range(10_000)]

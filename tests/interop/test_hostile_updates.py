@@ -30,12 +30,16 @@ SESSIONS = int(os.environ.get("YCORE_HOSTILE_SESSIONS", "150"))
 FIRST_SEED = int(os.environ.get("YCORE_SEED", "1"))
 MAX_FAILURES = 5
 
-MAY_DIFFER = 0.03
-"""In how many sessions followers may differ if an attacker redirects origins and parents. An item
-whose neighbours are in different types, or in the wrong order, is put where Yjs's scan happens to
-end, and that depends on how structs were cut and on what was collected as garbage before it came.
-Only an engine that knows the place of every item could tell. It is that item, and what is attached
-to it, that differs."""
+MAY_DIFFER = {"same ids": 0.003, "anything": 0.03}
+"""In how many sessions followers may see different things, in parts.
+
+With the same ids: where a copy of a text waits for another client's struct, Yjs may take another
+copy of it that comes meanwhile (see `test_agreement.contested`).
+
+With anything: an item whose neighbours are in different types, or in the wrong order, is put where
+Yjs's scan happens to end, and that depends on how structs were cut and on what was collected as
+garbage before it came. Only an engine that knows the place of every item could tell. It is that
+item, and what is attached to it, that differs."""
 
 ASK_ALL = SyncStep1(b"\x00").encode()
 
@@ -120,8 +124,9 @@ def hostile_session(
     return [follower.updates for follower in followers]
 
 
-@pytest.mark.parametrize("changes", [[change_letters], CHANGES], ids=["same ids", "anything"])
-def test_nobody_chokes_and_all_have_the_same(oracle: Oracle, changes: Sequence[Any]) -> None:
+@pytest.mark.parametrize("what", ["same ids", "anything"])
+def test_nobody_chokes_and_all_have_the_same(oracle: Oracle, what: str) -> None:
+    changes: Sequence[Any] = CHANGES if what == "anything" else [change_letters]
     counts: Counter[str] = Counter()
     failures: list[str] = []
     for seed in range(FIRST_SEED, FIRST_SEED + SESSIONS):
@@ -138,11 +143,10 @@ def test_nobody_chokes_and_all_have_the_same(oracle: Oracle, changes: Sequence[A
             failures.append(f"seed {seed}: {threw[0]}")
         elif any(one != seen[0] for one in seen):
             counts["differ"] += 1
-            if changes is not CHANGES:
-                which = [at for at, one in enumerate(seen) if one != seen[0]]
-                failures.append(f"seed {seed}: {which} of {len(seen)} differ from the first")
+            which = [at for at, one in enumerate(seen) if one != seen[0]]
+            print(f"seed {seed}: {which} of {len(seen)} differ from the first")
         if len(failures) >= MAX_FAILURES:
             break
     print(dict(counts))
     assert not failures, "\n".join(failures)
-    assert counts["differ"] <= SESSIONS * MAY_DIFFER
+    assert counts["differ"] <= SESSIONS * MAY_DIFFER[what]

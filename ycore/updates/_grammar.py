@@ -118,7 +118,16 @@ class Section:
 class ParsedUpdate:
     """An update that was checked: its bytes and where things are in them."""
 
-    __slots__ = ("data", "deletes", "long_values", "sections", "tidy", "weight")
+    __slots__ = (
+        "_by_client",
+        "data",
+        "deletes",
+        "keyless",
+        "long_values",
+        "sections",
+        "tidy",
+        "weight",
+    )
 
     def __init__(
         self,
@@ -128,6 +137,7 @@ class ParsedUpdate:
         weight: int,
         tidy: bool,
         long_values: list[tuple[int, int, int]],
+        keyless: Clocks,
     ) -> None:
         self.data = data
         self.sections = sections
@@ -143,6 +153,24 @@ class ParsedUpdate:
         self.long_values = long_values
         """Client, first clock and clock after the last of values of a key (of a map, or an
         attribute) that are longer than one: only deleted ones may be; see `undeleted_value`."""
+        self._by_client: dict[int, list[Section]] | None = None
+        self.keyless = keyless
+        """Where the items begin in `data` that have a neighbour, and say that they have no key: so
+        says the neighbour, or they lie; see `StructStore.misfit`."""
+
+    def section_of(self, client: int, clock: int) -> Section | None:
+        """The section that a struct is in."""
+        if self._by_client is None:
+            self._by_client = {}
+            for section in self.sections:
+                self._by_client.setdefault(section.client, []).append(section)
+        its = self._by_client.get(client, ())
+        at = bisect_right(its, clock, key=_section_start) - 1
+        return its[at] if at >= 0 and clock < its[at].ends[-1] else None
+
+
+def _section_start(section: Section) -> int:
+    return section.start
 
 
 def undeleted_value(update: ParsedUpdate) -> tuple[int, int] | None:
@@ -178,7 +206,7 @@ def parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
     data = update.data
     for done in range(0, len(update.sections), _PART):
         sections = update.sections[done : done + _PART]
-        yield ParsedUpdate(data, sections, {}, len(sections), False, [])
+        yield ParsedUpdate(data, sections, {}, len(sections), False, [], [])
     deletes: dict[int, list[tuple[int, int]]] = {}
     weight = 0
     for client, its in update.deletes.items():
@@ -186,10 +214,10 @@ def parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
             deletes[client] = its[done : done + _PART]
             weight += 1 + len(deletes[client])
             if weight >= _PART:
-                yield ParsedUpdate(data, [], deletes, weight, False, [])
+                yield ParsedUpdate(data, [], deletes, weight, False, [], [])
                 deletes, weight = {}, 0
     if deletes:
-        yield ParsedUpdate(data, [], deletes, weight, False, [])
+        yield ParsedUpdate(data, [], deletes, weight, False, [], [])
 
 
 def parse_update(data: bytes, limits: UpdateLimits = NO_LIMITS) -> ParsedUpdate:
@@ -208,6 +236,7 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
         count, pos = read_var_uint(data, 0)
         sections: list[Section] = []
         long_values: list[tuple[int, int, int]] = []
+        keyless: Clocks = array("Q") if size > _MANY * _MANY else []
         clients = set()
         structs = 0
         for turn in range(1, count + 1):
@@ -218,7 +247,7 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
             if structs > limits.structs:
                 raise _too_many("structs", limits.structs)
             pos, client = yield from _read_section(
-                data, pos, number, sections, long_values, limits.sections
+                data, pos, number, sections, long_values, keyless, limits.sections
             )
             if client in clients:
                 raise RemoteProtocolError(f"client {client} has two sections in one update")
@@ -247,7 +276,7 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
     if pos != size:
         raise RemoteProtocolError(f"{size - pos} bytes left over after the update")
     weight = len(sections) + len(deletes) + limits.delete_ranges - left
-    return ParsedUpdate(data, sections, deletes, weight, tidy, long_values)
+    return ParsedUpdate(data, sections, deletes, weight, tidy, long_values, keyless)
 
 
 def _too_many(what: str, limit: int) -> RemoteProtocolError:
@@ -261,6 +290,7 @@ def _read_section(
     count: int,
     sections: list[Section],
     long_values: list[tuple[int, int, int]],
+    keyless: Clocks,
     max_sections: int,
 ) -> Steps[tuple[int, int]]:
     """Read one client's structs into `sections`; return where they end, and the client."""
@@ -307,6 +337,8 @@ def _read_section(
                     raise RemoteProtocolError(f"struct at byte {offset} has no length")
                 if info & HAS_KEY and info & KIND != DELETED:
                     long_values.append((client, clock, clock + length))
+            if info & (HAS_ORIGIN | HAS_RIGHT_ORIGIN) and not info & HAS_KEY:
+                keyless.append(offset)
             clock += length
             if clock > MAX_SAFE_INTEGER:
                 raise RemoteProtocolError(f"struct at byte {offset} ends at a clock above 2^53-1")

@@ -147,6 +147,10 @@ class Run:
         """The clock after the last struct."""
         return self.ends[-1]
 
+    def has_key(self, clock: int) -> bool:
+        """Whether the struct that this clock, inside this run, is in is the value of a key."""
+        return bool(self.raw[self.offsets[bisect_right(self.ends, clock)]] & HAS_KEY)
+
     def append(
         self, client: int, data: Data, begin: int, stop: int, ends: Clocks, offsets: Clocks
     ) -> None:

@@ -12,10 +12,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
-from ..lib0 import write_var_uint
+from ..lib0 import read_var_uint, write_var_uint
 from ..steps import STEP, Steps, finish
 from ._deletes import ClientDeletes, Range, subtract, write_ranges
 from ._grammar import (
+    HAS_KEY,
     SKIP,
     ParsedUpdate,
     Section,
@@ -132,6 +133,34 @@ class StructStore:
             if deletes is None or not deletes.covers(ranges):
                 return False
         return True
+
+    def misfit(self, update: ParsedUpdate, first: int, last: int) -> int | None:
+        """Where in an update an item begins that says that it has no key though the item it is
+        attached to has one; None if nowhere. Looks at `update.keyless[first:last]`.
+
+        Yjs gives an item the key of its left neighbour, or else of its right one, and says so when
+        it passes the item on (`structs/Item.js`, getMissing and write). An item that lies about it
+        gets around `undeleted_value`. What it is attached to may not be known yet; then nobody can
+        tell.
+        """
+        data = update.data
+        for offset in update.keyless[first:last]:
+            client, pos = read_var_uint(data, offset + 1)
+            clock, _ = read_var_uint(data, pos)
+            runs = self._clients.get(client)
+            if runs is not None:
+                run = runs[-1]
+                if clock < run.start:
+                    run = runs[max(bisect_right(runs, clock, key=_run_start) - 1, 0)]
+                if run.start <= clock < run.end:
+                    if run.has_key(clock):
+                        return offset
+                    continue
+            if (section := update.section_of(client, clock)) is not None:
+                at = section.offsets[bisect_right(section.ends, clock)]
+                if data[section.begin + at] & HAS_KEY:
+                    return offset
+        return None
 
     def state_vector(self) -> dict[int, int]:
         """For each client the clock up to which all its structs are known, without a hole."""
