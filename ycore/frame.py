@@ -23,7 +23,7 @@ from .messages import (
     iter_messages,
 )
 from .settings import Settings
-from .steps import STEP, Steps
+from .steps import Steps
 from .updates import (
     ParsedUpdate,
     decode_state_vector_steps,
@@ -40,7 +40,7 @@ _MAX_MESSAGES: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """The update that comes next has many items that are attached to others: do they fit?"""
+    """The update that comes next is long: do the items fit that are attached to others?"""
 
     update: ParsedUpdate
 
@@ -102,7 +102,7 @@ def _read(data: bytes, settings: Settings) -> Steps[deque[Content]]:
             if (value := undeleted_value(update)) is not None:
                 reason = f"the value {value} of a key is longer than one and not deleted"
                 raise RemoteProtocolError(reason)
-            if len(update.keyless) > STEP:
+            if update.keyless and update.is_long:
                 contents.append(Attached(update))
             contents.extend(parts_of(update))
         elif isinstance(message, SyncStep1):

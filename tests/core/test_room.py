@@ -792,22 +792,34 @@ VALUE = update({(1, 0): [item(anys(1), key="k")]})
 
 
 @pytest.mark.parametrize(
-    "misfit",
+    ("misfit", "kept"),
     [
-        update({(2, 0): [item(text("x"), origin=(1, 0))]}),
-        update({(2, 0): [item(text("x"), right=(1, 0))]}),
-        update({(2, 0): [gc(1), item(text("x"), origin=(1, 0), right=(2, 0))]}),
-        update({(2, 0): [item(anys(1), key="k"), item(text("xy"), origin=(2, 0))]}),
-        update({(2, 0): [item(text("x"), origin=(3, 1))], (3, 0): [gc(1), item(anys(1), key="")]}),
+        ({(2, 0): [item(text("xy"), origin=(1, 0))]}, {(2, 0): [gc(2)]}),
+        ({(2, 0): [item(text("x"), right=(1, 0))]}, {(2, 0): [gc(1)]}),
+        (
+            {(2, 0): [gc(1), skip(2), item(text("x"), origin=(1, 0), right=(2, 0)), gc(1)]},
+            {(2, 0): [gc(1), skip(2), gc(1), gc(1)]},
+        ),
+        (
+            {(2, 0): [item(anys(1), key="k"), item(text("xy"), origin=(2, 0))]},
+            {(2, 0): [item(anys(1), key="k"), gc(2)]},
+        ),
+        (
+            {(2, 0): [item(text("x"), origin=(3, 1))], (3, 0): [gc(1), item(anys(1), key="")]},
+            {(2, 0): [gc(1)], (3, 0): [gc(1), item(anys(1), key="")]},
+        ),
     ],
 )
-def test_what_is_attached_to_a_value_is_one_too(room: Room, misfit: bytes) -> None:
-    author, bad = enter(room), enter(room)
+def test_what_is_attached_to_a_value_is_one_too(room: Room, misfit: Any, kept: Any) -> None:
+    author, odd = enter(room), enter(room)
     room.receive(author, edit(VALUE), now=0)
-    before = room.store.encode()
-    assert plain(room.receive(bad, edit(misfit), now=0)) == [("close", bad, 1007)]
-    assert room.counters.bad_frames == 1
-    assert room.store.encode() == before
+    deletes = {7: [(1, 2)]}
+    kept = update(kept, deletes)
+    assert plain(room.receive(odd, edit(update(misfit, deletes)), now=0)) == [
+        ("persist", kept),
+        ("send", ("update", kept), [author]),
+    ]
+    assert room.counters.misfits == 1
 
 
 def test_what_fits_or_cant_be_told_is_taken(room: Room) -> None:

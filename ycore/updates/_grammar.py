@@ -22,8 +22,9 @@ from __future__ import annotations
 import heapq
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 from ..errors import CloseCode, RemoteProtocolError
@@ -122,6 +123,7 @@ class ParsedUpdate:
         "_by_client",
         "data",
         "deletes",
+        "is_long",
         "keyless",
         "long_values",
         "sections",
@@ -138,6 +140,7 @@ class ParsedUpdate:
         tidy: bool,
         long_values: list[tuple[int, int, int]],
         keyless: Clocks,
+        is_long: bool,
     ) -> None:
         self.data = data
         self.sections = sections
@@ -153,10 +156,12 @@ class ParsedUpdate:
         self.long_values = long_values
         """Client, first clock and clock after the last of values of a key (of a map, or an
         attribute) that are longer than one: only deleted ones may be; see `undeleted_value`."""
+        self.is_long = is_long
+        """Whether to go through its structs takes longer than a step."""
         self._by_client: dict[int, list[Section]] | None = None
         self.keyless = keyless
         """Where the items begin in `data` that have a neighbour, and say that they have no key: so
-        says the neighbour, or they lie; see `StructStore.misfit`."""
+        says the neighbour, or they lie; see `StructStore.misfits`."""
 
     def section_of(self, client: int, clock: int) -> Section | None:
         """The section that a struct is in."""
@@ -206,7 +211,7 @@ def parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
     data = update.data
     for done in range(0, len(update.sections), _PART):
         sections = update.sections[done : done + _PART]
-        yield ParsedUpdate(data, sections, {}, len(sections), False, [], [])
+        yield ParsedUpdate(data, sections, {}, len(sections), False, [], [], False)
     deletes: dict[int, list[tuple[int, int]]] = {}
     weight = 0
     for client, its in update.deletes.items():
@@ -214,10 +219,51 @@ def parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
             deletes[client] = its[done : done + _PART]
             weight += 1 + len(deletes[client])
             if weight >= _PART:
-                yield ParsedUpdate(data, [], deletes, weight, False, [], [])
+                yield ParsedUpdate(data, [], deletes, weight, False, [], [], False)
                 deletes, weight = {}, 0
     if deletes:
-        yield ParsedUpdate(data, [], deletes, weight, False, [], [])
+        yield ParsedUpdate(data, [], deletes, weight, False, [], [], False)
+
+
+def collect(update: ParsedUpdate, offsets: Iterable[int]) -> ParsedUpdate:
+    """The update with the structs that begin at these places as GC: ids, and nothing else."""
+    collected = set(offsets)
+    clients: dict[int, list[Section]] = {}
+    for section in update.sections:
+        clients.setdefault(section.client, []).append(section)
+    out = bytearray()
+    write_var_uint(out, len(clients))
+    for client, its in clients.items():
+        body = bytearray()
+        structs = 0
+        clock = its[0].start
+        for section in its:
+            if section.start > clock:
+                body.append(SKIP)
+                write_var_uint(body, section.start - clock)
+                structs += 1
+                clock = section.start
+            bounds = [section.begin + offset for offset in section.offsets] + [section.stop]
+            for (begin, stop), end in zip(pairwise(bounds), section.ends, strict=True):
+                if begin in collected:
+                    body.append(GC)
+                    write_var_uint(body, end - clock)
+                else:
+                    body += update.data[begin:stop]
+                structs += 1
+                clock = end
+        write_var_uint(out, structs)
+        write_var_uint(out, client)
+        write_var_uint(out, its[0].start)
+        out += body
+    write_var_uint(out, len(update.deletes))
+    for client, ranges in update.deletes.items():
+        write_var_uint(out, client)
+        write_var_uint(out, len(ranges))
+        for start, end in ranges:
+            write_var_uint(out, start)
+            write_var_uint(out, end - start)
+    return parse_update(bytes(out))
 
 
 def parse_update(data: bytes, limits: UpdateLimits = NO_LIMITS) -> ParsedUpdate:
@@ -276,7 +322,8 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
     if pos != size:
         raise RemoteProtocolError(f"{size - pos} bytes left over after the update")
     weight = len(sections) + len(deletes) + limits.delete_ranges - left
-    return ParsedUpdate(data, sections, deletes, weight, tidy, long_values, keyless)
+    is_long = structs + weight > STEP
+    return ParsedUpdate(data, sections, deletes, weight, tidy, long_values, keyless, is_long)
 
 
 def _too_many(what: str, limit: int) -> RemoteProtocolError:

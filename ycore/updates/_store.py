@@ -134,9 +134,9 @@ class StructStore:
                 return False
         return True
 
-    def misfit(self, update: ParsedUpdate, first: int, last: int) -> int | None:
-        """Where in an update an item begins that says that it has no key though the item it is
-        attached to has one; None if nowhere. Looks at `update.keyless[first:last]`.
+    def misfits(self, update: ParsedUpdate, first: int, last: int) -> list[int]:
+        """Where in an update items begin that say that they have no key though the item they are
+        attached to has one. Looks at `update.keyless[first:last]`.
 
         Yjs gives an item the key of its left neighbour, or else of its right one, and says so when
         it passes the item on (`structs/Item.js`, getMissing and write). An item that lies about it
@@ -144,6 +144,7 @@ class StructStore:
         tell.
         """
         data = update.data
+        misfits = []
         for offset in update.keyless[first:last]:
             client, pos = read_var_uint(data, offset + 1)
             clock, _ = read_var_uint(data, pos)
@@ -154,13 +155,13 @@ class StructStore:
                     run = runs[max(bisect_right(runs, clock, key=_run_start) - 1, 0)]
                 if run.start <= clock < run.end:
                     if run.has_key(clock):
-                        return offset
+                        misfits.append(offset)
                     continue
             if (section := update.section_of(client, clock)) is not None:
                 at = section.offsets[bisect_right(section.ends, clock)]
                 if data[section.begin + at] & HAS_KEY:
-                    return offset
-        return None
+                    misfits.append(offset)
+        return misfits
 
     def state_vector(self) -> dict[int, int]:
         """For each client the clock up to which all its structs are known, without a hole."""
