@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -302,7 +303,9 @@ class Witness(Client):
 
     def hears(self, last: bytes) -> list[bytes]:
         """Read until this update; return those before it."""
+        until = time.monotonic() + DEADLINE
         while last not in self.heard:
+            assert time.monotonic() < until, "it never came, though keepalives did"
             self.take()
         before = self.heard[: self.heard.index(last)]
         self.heard = self.heard[len(before) + 1 :]

@@ -49,10 +49,11 @@ RICH = update(
         (9, 0): [
             item(text("aß😀")),
             item(format_("bold", "true"), origin=(9, 0)),
-            item(anys({"a": [1, 2.5, None]}, b"x"), parent="m", key="k"),
+            item(anys({"a": [1, 2.5, None]}), parent="m", key="k"),
+            item(anys(b"x"), parent="a"),
             item(doc("guid", {"autoLoad": True}), parent=(9, 1)),
         ],
-        (8, 3): [gc(2), skip(4), item(binary(b"xyz"), right=UNKNOWN_ID)],
+        (8, 3): [gc(2), skip(4), item(binary(b"xyz"), right=(9, 6))],
     },
     {9: [(0, 1), (3, 2)]},
 )

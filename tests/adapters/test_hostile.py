@@ -261,8 +261,8 @@ MESSAGES: dict[str, tuple[bytes | Act, Outcome]] = {
 
 VECTORS: dict[str, tuple[bytes | Act, Outcome]] = {
     "no bytes": (b"", closed(1007, "past the end")),
-    "2^32-1 clients": (bytes.fromhex("ffffffff0f"), closed(1007, "clients")),
-    "2^53-1 clients": (uint(2**53 - 1), closed(1007, "clients")),
+    "2^32-1 clients": (bytes.fromhex("ffffffff0f"), closed(1009, "clients")),
+    "2^53-1 clients": (uint(2**53 - 1), closed(1009, "clients")),
     "client twice": (bytes.fromhex("0201010100"), closed(1007, "twice")),
     "client twice, once overlong": (bytes.fromhex("020101810001"), closed(1007, "twice")),
     "cut": (bytes.fromhex("0207818080"), closed(1007)),
