@@ -9,8 +9,8 @@ Plain requests are answered here, each with a short text and `Connection: close`
     state   -> DONE: close the socket once the output is sent
 
 What comes is worked off at once, in time linear in its bytes, and what is kept of it is bounded: of
-a request by `max_request_bytes`, of a message by `max_message_bytes`. What has to be answered is
-answered in no more bytes than asked for it.
+a request by `max_request_bytes`, of a message by `max_message_bytes`. Of what is to be sent only
+pongs add up, each no longer than its ping: the caller stops reading when too many wait.
 """
 
 from __future__ import annotations

@@ -88,8 +88,9 @@ class ServerSettings:
     within its own limit, could use up all memory."""
 
     max_request_bytes: int = 16 * 1024
-    """How long a request line with its headers may be. Tokens in cookies and queries fit; it is
-    what a connection can make us keep before it is accepted. More is answered with 431."""
+    """How long a request line with its headers may be. Tokens in cookies and queries fit. It bounds
+    what a connection can make us keep before it is accepted: 7 KB if it says nothing, 30 KB if all
+    of this comes but the end. More is answered with 431."""
 
     max_request_headers: int = 100
     """How many headers a request may have: browsers and proxies send some twenty, and an
