@@ -122,6 +122,10 @@ def run_coverage(target: str, seconds: float, seed: int) -> None:
     """Hand over to atheris, which ends the process itself."""
     import atheris  # noqa: PLC0415
 
+    # What is imported already would not be followed.
+    ours = ("ycore", "ycore_adapters", "targets")
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        del sys.modules[name]
     with atheris.instrument_imports(include=["ycore", "ycore_adapters"]):
         from targets import TARGETS  # noqa: PLC0415
 
