@@ -435,13 +435,9 @@ class LogFile:
         self._untidy = False
         self.failure = None
         # The name is not durable yet. If it never gets so, the old file is there again after a
-        # power cut, without what is appended from now on: so that is not promised before it is.
+        # power cut, without what is appended from now on: so until it is, nothing may be.
         self._is_new = self.dirty = True
-        with suppress(StoreUnavailable):
-            self.sync()
-            return
-        self.failure = None
-        self.dirty = True
+        self.sync()
 
     def _keep_past(self) -> None:
         """Have the log stay under another name when its own is taken: if that is wanted, or was
