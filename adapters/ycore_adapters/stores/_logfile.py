@@ -445,15 +445,15 @@ class LogFile:
         past = self._past()
         if not (past or self._keep_history):
             return
-        if past and os.stat(past[-1]).st_ino == os.stat(self.path).st_ino:
-            return  # a crash came between this and the renaming
         directory = self.path.with_suffix(_PAST)
         if not past:
             with suppress(FileExistsError):
                 os.mkdir(directory, 0o750)
             sync_directory(directory.parent)
-        number = int(past[-1].name) + 1 if past else 1
-        os.link(self.path, directory / f"{number:08}")
+        # An earlier try may have got as far as this, and no further.
+        if not past or os.stat(past[-1]).st_ino != os.stat(self.path).st_ino:
+            number = int(past[-1].name) + 1 if past else 1
+            os.link(self.path, directory / f"{number:08}")
         sync_directory(directory)
 
     def heal(self) -> None:
