@@ -59,8 +59,8 @@ def translated(doing: str) -> Iterator[None]:
         raise StoreUnavailable(f"{doing}: {exc.strerror or exc}") from exc
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory as durable as the files' content."""
+def _sync_path(path: Path) -> None:
+    """Make a file's content durable, or the names in a directory."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -376,7 +376,7 @@ class LogFile:
         assert self._fd is not None
         os.fsync(self._fd)
         if self._is_new:
-            sync_directory(self.path.parent)
+            _sync_path(self.path.parent)
             self._is_new = False
 
     def close(self) -> None:
@@ -449,12 +449,13 @@ class LogFile:
         if not past:
             with suppress(FileExistsError):
                 os.mkdir(directory, 0o750)
-            sync_directory(directory.parent)
+            _sync_path(directory.parent)
         # An earlier try may have got as far as this, and no further.
         if not past or os.stat(past[-1]).st_ino != os.stat(self.path).st_ino:
             number = int(past[-1].name) + 1 if past else 1
             os.link(self.path, directory / f"{number:08}")
-        sync_directory(directory)
+        _sync_path(self.path)  # nobody will do that any more
+        _sync_path(directory)
 
     def heal(self) -> None:
         """Write the whole log anew, after a sync failed."""
@@ -493,9 +494,9 @@ class LogFile:
                     beside.write(data)
                 beside.sync()
                 os.link(self.path, aside)
-                sync_directory(aside.parent)
+                _sync_path(aside.parent)
                 os.replace(beside.path, self.path)
-                sync_directory(self.path.parent)
+                _sync_path(self.path.parent)
             os.close(beside.taken())
         finally:
             beside.discard()
@@ -522,7 +523,7 @@ class LogFile:
             for suffix in (NEW, _TORN, SUFFIX):  # the log last: until it goes, the room is there
                 with suppress(FileNotFoundError):
                     os.unlink(self.path.with_suffix(suffix))
-            sync_directory(self.path.parent)
+            _sync_path(self.path.parent)
 
 
 def _stored(record: Record) -> StoredUpdate:
