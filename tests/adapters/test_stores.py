@@ -20,6 +20,7 @@ from ycore_adapters.stores import (
     MemoryStore,
     RoomCorrupt,
     RoomNotFound,
+    SQLiteStore,
     Store,
     StoredUpdate,
     StoreUnavailable,
@@ -72,6 +73,11 @@ test_files_everysec = store_tests(FileStore)
 test_files_never = store_tests(lambda directory: FileStore(directory, fsync="never"))
 test_files_with_history = store_tests(
     lambda directory: FileStore(directory, keep_history=True), history=True
+)
+test_sqlite_always = store_tests(lambda d: SQLiteStore(d / "rooms.db", fsync="always"))
+test_sqlite_everysec = store_tests(lambda d: SQLiteStore(d / "rooms.db"))
+test_sqlite_with_history = store_tests(
+    lambda d: SQLiteStore(d / "rooms.db", fsync="never", keep_history=True), history=True
 )
 
 

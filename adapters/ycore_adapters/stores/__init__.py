@@ -11,6 +11,7 @@ from .interface import (
     StoreUnavailable,
 )
 from .memory import MemoryStore
+from .sqlite import SQLiteStore
 
 __all__ = [
     "FileStore",
@@ -18,6 +19,7 @@ __all__ = [
     "MemoryStore",
     "RoomCorrupt",
     "RoomNotFound",
+    "SQLiteStore",
     "Store",
     "StoreError",
     "StoreUnavailable",
