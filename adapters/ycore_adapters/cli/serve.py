@@ -1,4 +1,4 @@
-"""The `ycore` command."""
+"""`ycore serve`: the server as a command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import resource
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -20,33 +19,23 @@ import click
 
 from ycore import Settings
 
-from .driver import Driver
-from .server import Server, ServerSettings, listen_tcp, listen_unix
-from .stores import FileStore, MemoryStore, Store, StoreError
-from .stores.file import Fsync
+from ..driver import Driver, DriverSettings
+from ..server import Server, ServerSettings, listen_tcp, listen_unix
+from ..stores import MemoryStore, Store, StoreError
+from ..stores.file import Fsync
+from ._common import CONTEXT, data_option, keep_history_option, store_at
 
 _DEFAULTS = ServerSettings()
 _ROOMS = Settings()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="ycore")
-def main() -> None:
-    """A collaboration backend for Yjs documents."""
-
-
-@main.command(context_settings={"show_default": True, "auto_envvar_prefix": "YCORE"})
+@click.command(context_settings=CONTEXT)
 @click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
 @click.option(
     "--port", default=1234, type=click.IntRange(0, 65535), help="Port to listen on; 0 for any."
 )
 @click.option("--unix", type=click.Path(path_type=Path), help="Listen on this Unix socket instead.")
-@click.option(
-    "--data",
-    default=Path("data"),
-    type=click.Path(path_type=Path),
-    help="Directory to keep the documents in; made if it is not there.",
-)
+@data_option
 @click.option("--memory", is_flag=True, help="Keep the documents in memory only.")
 @click.option(
     "--fsync",
@@ -54,6 +43,25 @@ def main() -> None:
     type=click.Choice(get_args(Fsync)),
     help="When edits are safe from the machine losing power: before anyone else sees them, within "
     "about a second, or when the system likes. They always survive the server being killed.",
+)
+@keep_history_option
+@click.option(
+    "--open-damaged",
+    is_flag=True,
+    help="Open a room of which not all can be read any more with what can, for reading only. "
+    "Otherwise nobody gets in before `ycore repair`.",
+)
+@click.option(
+    "--acknowledge",
+    is_flag=True,
+    help="Send authors their own edits back once they are stored: the sync status of y-websocket 4 "
+    "is green then. It costs a frame an edit.",
+)
+@click.option(
+    "--idle-timeout",
+    default=_ROOMS.idle_timeout,
+    type=click.FloatRange(0),
+    help="Seconds a room without members stays in memory.",
 )
 @click.option("--prefix", default="/", help="What URL paths begin with; the rest names the room.")
 @click.option(
@@ -116,6 +124,10 @@ def serve(
     data: Path,
     memory: bool,
     fsync: Fsync,
+    keep_history: bool,
+    open_damaged: bool,
+    acknowledge: bool,
+    idle_timeout: float,
     prefix: str,
     max_connections: int | None,
     max_connections_per_address: int,
@@ -146,13 +158,16 @@ def serve(
         )
     except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint="--prefix") from None
-    store: Store = MemoryStore() if memory else FileStore(data, fsync=fsync)
+    store = MemoryStore() if memory else store_at(data, fsync=fsync, keep_history=keep_history)
     where = "memory only" if memory else f"{data.absolute()} (fsync {fsync})"
     rooms = Settings(
         max_rooms=max_rooms or min(_ROOMS.max_rooms, files // 2),
         max_members=max_members,
         max_document_bytes=max_document_mb * 2**20,
+        idle_timeout=idle_timeout,
+        acknowledge=acknowledge,
     )
+    limits = DriverSettings(open_damaged=open_damaged)
     options: dict[str, Any] = {}
     if backend == "asyncio":
         options["use_uvloop"] = importlib.util.find_spec("uvloop") is not None
@@ -165,6 +180,7 @@ def serve(
         unix,
         settings,
         rooms,
+        limits,
         backend=backend,
         backend_options=options,
     )
@@ -178,6 +194,7 @@ async def _serve(
     unix: Path | None,
     settings: ServerSettings,
     rooms: Settings,
+    limits: DriverSettings,
 ) -> None:
     async with AsyncExitStack() as stack:
         try:
@@ -193,7 +210,7 @@ async def _serve(
             await stack.enter_async_context(store)
         except StoreError as exc:
             raise click.ClickException(str(exc)) from None
-        driver = await stack.enter_async_context(Driver(store, settings=rooms))
+        driver = await stack.enter_async_context(Driver(store, settings=rooms, limits=limits))
         server = Server(driver, listeners, settings=settings)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         await tasks.start(_stop_on_signal, server)
@@ -240,7 +257,3 @@ def _open_files_allowed() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft != resource.RLIM_INFINITY else 2**20
-
-
-if __name__ == "__main__":
-    sys.exit(main())

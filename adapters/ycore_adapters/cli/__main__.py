@@ -1,0 +1,5 @@
+"""`python -m ycore_adapters.cli`."""
+
+from . import main
+
+main()

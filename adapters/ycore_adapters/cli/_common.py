@@ -1,0 +1,116 @@
+"""What the commands have in common: where the documents are, and how to say how far one is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import click
+
+from ..stores import FileStore, SQLiteStore, Store, StoreError
+from ..stores.file import Fsync
+
+CONTEXT: Final = {"show_default": True, "auto_envvar_prefix": "YCORE"}
+
+_DATABASES: Final = (".db", ".sqlite", ".sqlite3")
+_REFRESH: Final = 0.1
+"""Seconds between two changes of what a progress bar shows."""
+
+data_option = click.option(
+    "--data",
+    default=Path("data"),
+    type=click.Path(path_type=Path),
+    help="Where the documents are: a directory, made if it is not there; or, if it ends in "
+    f"{', '.join(_DATABASES[:-1])} or {_DATABASES[-1]}, an SQLite database.",
+)
+keep_history_option = click.option(
+    "--keep-history",
+    is_flag=True,
+    help="When a room's updates are merged, keep them all the same, so that one can see what it "
+    "was at any time. They take space for ever.",
+)
+
+
+def store_at(
+    path: Path, *, fsync: Fsync = "always", keep_history: bool = False, must_exist: bool = False
+) -> Store:
+    """The store at that path.
+
+    Raises:
+        click.ClickException: there is none, though there must be.
+    """
+    if must_exist and not path.exists():
+        raise click.ClickException(f"there are no documents at {path}: say where with --data")
+    kind = SQLiteStore if path.suffix in _DATABASES else FileStore
+    return kind(path, fsync=fsync, keep_history=keep_history)
+
+
+def run(command: Callable[..., Awaitable[None]], *args: Any) -> None:
+    """Run the async part of a command; what a store has to complain about ends it."""
+
+    async def main() -> None:
+        try:
+            await command(*args)
+        except StoreError as exc:
+            raise click.ClickException(str(exc)) from None
+
+    anyio.run(main)
+
+
+@asynccontextmanager
+async def opened(
+    data: Path, *, keep_history: bool = False, must_exist: bool = True
+) -> AsyncGenerator[Store, None]:
+    """The store, while no server has it."""
+    store = store_at(data, keep_history=keep_history, must_exist=must_exist)
+    try:
+        await store.__aenter__()
+    except StoreError as exc:
+        why = str(exc)
+        if "in use" in why:
+            why += ": stop the server first"
+        raise click.ClickException(why) from None
+    try:
+        yield store
+    finally:
+        await store.__aexit__(None, None, None)
+
+
+class Progress:
+    """A bar on a terminal, of so many things to do."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self._shown_at = 0.0
+
+    def done(self) -> None:
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def show(self, what: Callable[[], str]) -> None:
+        """Say what is being done; often called, seldom shown."""
+        now = time.monotonic()
+        if self._bar is not None and now >= self._shown_at + _REFRESH:
+            self._shown_at = now
+            self._bar.update(0, what())
+
+
+@contextmanager
+def progress(doing: str, length: int) -> Generator[Progress, None, None]:
+    if not sys.stderr.isatty():
+        yield Progress(None)
+        return
+    with click.progressbar(
+        length=length,
+        label=doing,
+        file=sys.stderr,
+        show_pos=True,
+        update_min_steps=0,
+        item_show_func=lambda item: item,
+    ) as bar:
+        yield Progress(bar)

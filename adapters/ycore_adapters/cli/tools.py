@@ -1,0 +1,282 @@
+"""The tools around stored documents. They need the store for themselves: no server may have it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from ycore import RemoteProtocolError
+
+from ..stores import Store
+from ..stores.tools import Contents, compact, import_update, read, repair
+from ._common import CONTEXT, data_option, keep_history_option, opened, progress, run
+
+_STDIO: Final = Path("-")
+
+
+def _time(value: str) -> float:
+    """A time, as ISO 8601 has it or in seconds since 1970."""
+    with suppress(ValueError):
+        return float(value)
+    try:
+        return datetime.fromisoformat(value).timestamp()
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is no time: write 2026-11-23T10:00 (local time), with Z or +01:00 "
+            "behind for another zone, or seconds since 1970"
+        ) from None
+
+
+at_option = click.option(
+    "--at",
+    type=_time,
+    metavar="TIME",
+    help="As it was then: 2026-11-23T10:00, with Z or +01:00 behind if it is not local time, or "
+    "seconds since 1970.",
+)
+some_rooms = click.argument("rooms", nargs=-1)
+
+
+def _when(time: float | None) -> str:
+    if time is None:
+        return "never"
+    return datetime.fromtimestamp(time).astimezone().isoformat(" ", "seconds")
+
+
+def _quoted(room: str) -> str:
+    """A name as it is, if it can be told apart in a line."""
+    plain = room.isprintable() and room and room.strip() == room and not room.startswith('"')
+    return room if plain else json.dumps(room)
+
+
+async def _names(store: Store, chosen: tuple[str, ...]) -> list[str]:
+    return list(chosen) or [room async for room in store.rooms()]
+
+
+async def _read(store: Store, room: str, bar: Any, at: float | None = None) -> Contents:
+    def show(contents: Contents) -> None:
+        bar.show(lambda: f"{_quoted(room)}, {contents.updates:,} updates")
+
+    return await read(store, room, at=at, progress=show)
+
+
+@click.command("rooms", context_settings=CONTEXT)
+@data_option
+@click.option("-l", "--long", is_flag=True, help="With sizes and times, for which all are read.")
+@click.option("--json", "as_json", is_flag=True, help="As lines of JSON; implies --long.")
+def list_rooms(data: Path, long: bool, as_json: bool) -> None:
+    """List the rooms."""
+
+    async def command() -> None:
+        async with opened(data) as store:
+            names = await _names(store, ())
+            if not (long or as_json):
+                for room in names:
+                    click.echo(_quoted(room))
+                return
+            with progress("Reading", len(names)) as bar:
+                for room in names:
+                    contents = await _read(store, room, bar)
+                    await store.release(room)
+                    bar.done()
+                    click.echo(_line(room, contents, as_json))
+
+    run(command)
+
+
+def _line(room: str, contents: Contents, as_json: bool) -> str:
+    document = contents.document
+    size = len(document.encode())
+    if as_json:
+        return json.dumps(
+            {
+                "room": room,
+                "updates": contents.updates,
+                "stored_bytes": contents.bytes,
+                "document_bytes": size,
+                "authors": len(document.state_vector()),
+                "last_update": contents.last,
+                "damage": contents.damage,
+            }
+        )
+    damaged = "  DAMAGED" if contents.damage else ""
+    return (
+        f"{contents.updates:>9,} updates {contents.bytes:>13,} bytes, merged {size:>12,}  "
+        f"{_when(contents.last):25}  {_quoted(room)}{damaged}"
+    )
+
+
+@click.command(context_settings=CONTEXT)
+@data_option
+@some_rooms
+def verify(data: Path, rooms: tuple[str, ...]) -> None:
+    """Read all that is stored, or of these ROOMS, and say what can't be.
+
+    The exit code is 1 if something is damaged.
+    """
+
+    async def command() -> None:
+        damaged = 0
+        async with opened(data) as store:
+            names = await _names(store, rooms)
+            with progress("Verifying", len(names)) as bar:
+                for room in names:
+                    contents = await _read(store, room, bar)
+                    await store.release(room)
+                    bar.done()
+                    damaged += bool(contents.damage)
+                    for problem in contents.damage:
+                        click.echo(f"{_quoted(room)}: {problem}")
+        click.echo(f"{len(names) - damaged:,} rooms are well, {damaged:,} damaged")
+        if damaged:
+            raise click.exceptions.Exit(1)
+
+    run(command)
+
+
+@click.command("repair", context_settings=CONTEXT)
+@data_option
+@click.argument("rooms", nargs=-1, required=True)
+def repair_rooms(data: Path, rooms: tuple[str, ...]) -> None:
+    """Make damaged ROOMS usable again, with what can be read of them.
+
+    What was stored is put aside. Clients that have what is missing bring it back when they connect.
+    """
+
+    async def command() -> None:
+        async with opened(data) as store:
+            with progress("Repairing", len(rooms)) as bar:
+                for room in rooms:
+                    before = await _read(store, room, bar)
+                    if before.damage:
+                        where = await repair(store, room)
+                        click.echo(f"{_quoted(room)}: repaired; as it was, it is in {where}")
+                    else:
+                        click.echo(f"{_quoted(room)}: nothing is damaged, left as it is")
+                    await store.release(room)
+                    bar.done()
+
+    run(command)
+
+
+@click.command("compact", context_settings=CONTEXT)
+@data_option
+@keep_history_option
+@some_rooms
+def compact_rooms(data: Path, keep_history: bool, rooms: tuple[str, ...]) -> None:
+    """Merge the updates of all rooms, or of these ROOMS, as the server does by itself."""
+
+    async def command() -> None:
+        before = after = 0
+        async with opened(data, keep_history=keep_history) as store:
+            names = await _names(store, rooms)
+            with progress("Compacting", len(names)) as bar:
+                for room in names:
+
+                    def show(contents: Contents, room: str = room) -> None:
+                        bar.show(lambda: f"{_quoted(room)}, {contents.updates:,} updates")
+
+                    contents, size = await compact(store, room, show)
+                    await store.release(room)
+                    bar.done()
+                    before += contents.bytes
+                    after += size
+        click.echo(f"{len(names):,} rooms: {before:,} bytes of updates are {after:,} now")
+
+    run(command)
+
+
+@click.command("export", context_settings=CONTEXT)
+@data_option
+@at_option
+@click.argument("room")
+@click.argument("file", type=click.Path(path_type=Path), default=_STDIO)
+def export_room(data: Path, at: float | None, room: str, file: Path) -> None:
+    """Write the document of a ROOM to a FILE (default: standard output), as one Yjs update.
+
+    `Y.applyUpdate(doc, bytes)` reads it in JavaScript, `ycore import` here.
+    """
+    if file == _STDIO and sys.stdout.isatty():
+        raise click.UsageError("an update is binary: name a file for it")
+
+    async def command() -> None:
+        async with opened(data) as store:
+            with progress("Reading", 1) as bar:
+                contents = await _read(store, room, bar, at)
+        if contents.damage:
+            raise click.ClickException(f"{_quoted(room)}: {'; '.join(contents.damage)}")
+        update = contents.document.encode()
+        try:
+            if file == _STDIO:
+                sys.stdout.buffer.write(update)
+            else:
+                with file.open("xb") as out:
+                    out.write(update)
+        except OSError as exc:
+            raise click.ClickException(f"can't write {file}: {exc.strerror}") from None
+
+    run(command)
+
+
+@click.command("import", context_settings=CONTEXT)
+@data_option
+@click.argument("room")
+@click.argument("file", type=click.Path(path_type=Path))
+def import_room(data: Path, room: str, file: Path) -> None:
+    """Add a FILE with a Yjs update ("-": standard input) to a ROOM, which need not exist yet.
+
+    What the room has stays: the two are merged, as if somebody had come with that document.
+    """
+    try:
+        update = sys.stdin.buffer.read() if file == _STDIO else file.read_bytes()
+    except OSError as exc:
+        raise click.ClickException(f"can't read {file}: {exc.strerror}") from None
+
+    async def command() -> None:
+        async with opened(data, must_exist=False) as store:
+            try:
+                await import_update(store, room, update)
+            except RemoteProtocolError as exc:
+                raise click.ClickException(f"{file} holds no Yjs update: {exc}") from None
+        click.echo(f"{_quoted(room)}: {len(update):,} bytes added")
+
+    run(command)
+
+
+@click.command("delete", context_settings=CONTEXT)
+@data_option
+@click.argument("rooms", nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete_rooms(data: Path, rooms: tuple[str, ...], yes: bool) -> None:
+    """Delete ROOMS for good, with their history and what was put aside.
+
+    A client that still has the document brings it back when it connects.
+    """
+
+    async def command() -> None:
+        async with opened(data) as store:
+            if not yes:
+                names = ", ".join(map(_quoted, rooms))
+                click.confirm(f"Delete {names} for good?", abort=True, err=True)
+            for room in rooms:
+                await store.delete(room)
+                click.echo(f"{_quoted(room)}: deleted")
+
+    run(command)
+
+
+COMMANDS: Final = (
+    list_rooms,
+    verify,
+    repair_rooms,
+    compact_rooms,
+    export_room,
+    import_room,
+    delete_rooms,
+)
