@@ -520,13 +520,16 @@ class Driver:
                 except Exception:  # a bug: it costs this connection's member, nobody else
                     logger.exception("flush failed")
 
+    def _do_what_is_due(self) -> None:  # and hold no room in a variable till the next tick
+        for room, effects in self.hub.handle_timeout(now=self.clock()):
+            self._carry_out(room, effects)
+
     async def _tick(self) -> None:
         while True:
             due = self.hub.next_timeout()
             wait = _TICK if due is None else min(_TICK, max(0.1, due - self.clock()))
             await anyio.sleep(wait)
             try:
-                for room, effects in self.hub.handle_timeout(now=self.clock()):
-                    self._carry_out(room, effects)
+                self._do_what_is_due()
             except Exception:  # a bug: what is due is late, and everything else goes on
                 logger.exception("tick failed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import tracemalloc
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -14,10 +15,10 @@ from build import gc as collected
 from build import update
 from scripted import ScriptedStore
 from ycore_adapters.driver import Connection, Driver, DriverSettings
-from ycore_adapters.stores import RoomCorrupt, StoredUpdate, StoreUnavailable
+from ycore_adapters.stores import MemoryStore, RoomCorrupt, StoredUpdate, StoreUnavailable
 from yupdates import ASK_ALL, EMPTY_ROOM, NOTHING, edit, here, insert
 
-from ycore import CloseCode, CustomMessage, Member, Settings, State, StructStore
+from ycore import CloseCode, CustomMessage, Member, Room, Settings, State, StructStore
 from ycore.messages import (
     AwarenessUpdate,
     Message,
@@ -830,6 +831,38 @@ async def test_an_idle_room_is_let_go_of(clock: Clock) -> None:
         await b.say(ASK_ALL)
         await settle()
         assert b.document() == insert(1, 0)
+
+
+async def test_the_memory_of_idle_rooms_is_freed(clock: Clock) -> None:
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(thing, Room | StructStore) for thing in gc.get_objects())
+
+    store = MemoryStore()
+    async with Driver(store, settings=Settings(idle_timeout=5), clock=clock) as driver:
+        before = kept()
+        tracemalloc.start()
+        try:
+            for again in range(2):
+                for i in range(10):
+                    client = Client(driver, f"room {i}")
+                    edits = [edit(i + 1, k + 200 * again) for k in range(200)]
+                    await client.say(ASK_ALL, *edits, here(i + 1))
+                    await settle()
+                    driver.leave(client.member)
+                assert kept() == before + 2 * 10
+                held = tracemalloc.get_traced_memory()[0]
+                await clock.advance(6)
+                await clock.advance(6)  # the hub forgets a room when it would look at it next
+                del client
+                assert kept() == before
+                if not again:
+                    rest = tracemalloc.get_traced_memory()[0]
+                    assert rest < held / 2
+            # What is left is the store's, which has twice as much now, and nothing of the rooms.
+            assert tracemalloc.get_traced_memory()[0] < rest + (held - rest) / 2
+        finally:
+            tracemalloc.stop()
 
 
 async def test_an_unload_that_meets_a_join_is_abandoned(clock: Clock) -> None:

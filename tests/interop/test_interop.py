@@ -89,6 +89,45 @@ def test_two_converge_with_compression(
 
 
 @versions
+def test_two_converge_who_hear_their_own_edits(
+    node: str, backend: str, tmp_path: Path, clients: Clients, version: Version
+) -> None:
+    """Which clients before version 4 do not ask for, and take no harm of."""
+    options = ("--backend", backend, "--acknowledge")
+    with contextlib.closing(Server(tmp_path / "data", *options)) as server:
+        a, b = (clients.client(server.url, "room", version=version) for _ in range(2))
+        for client in (a, b):
+            client.wait(synced=True)
+        clients.edit_at_random([a, b], count=100, seed=2)
+        a.disconnect()
+        a.insert(0, "offline, ")
+        a.connect()
+        b.wait(contains="offline, ")
+        clients.wait_equal(a, b)
+        server.check()
+
+
+@pytest.mark.parametrize("end", ["kill", "terminate"])
+def test_a_database_has_it_all_after_the_server_ended(
+    node: str, backend: str, tmp_path: Path, clients: Clients, end: str
+) -> None:
+    with contextlib.closing(Server(tmp_path / "rooms.db", "--backend", backend)) as server:
+        a, b = (clients.client(server.url, "room") for _ in range(2))
+        for client in (a, b):
+            client.wait(synced=True)
+        clients.edit_at_random([a, b], count=100, seed=3)
+        a.insert(0, "the end")
+        b.wait(contains="the end")
+        b.disconnect()
+        a.destroy()
+        getattr(server, end)()
+        server.start()
+        late = clients.client(server.url, "room")
+        late.wait(contains="the end")
+        server.check()
+
+
+@versions
 @pytest.mark.parametrize("author", ["stays", "left"])
 def test_a_late_joiner_gets_everything(
     clients: Clients, join: Join, version: Version, author: str
