@@ -509,18 +509,23 @@ class Driver:
 
     # -- tasks
 
+    # These two wait, perhaps for long, and so hold no room or connection in a variable.
+
     async def _flush(self) -> None:
         while True:
             await self._something_dirty.wait()
             self._something_dirty = anyio.Event()
-            dirty, self._dirty = self._dirty, []
-            for connection in dirty:
-                try:
-                    connection.flush()
-                except Exception:  # a bug: it costs this connection's member, nobody else
-                    logger.exception("flush failed")
+            self._flush_dirty()
 
-    def _do_what_is_due(self) -> None:  # and hold no room in a variable till the next tick
+    def _flush_dirty(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for connection in dirty:
+            try:
+                connection.flush()
+            except Exception:  # a bug: it costs this connection's member, nobody else
+                logger.exception("flush failed")
+
+    def _do_what_is_due(self) -> None:
         for room, effects in self.hub.handle_timeout(now=self.clock()):
             self._carry_out(room, effects)
 
