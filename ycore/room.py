@@ -106,6 +106,7 @@ class Persist:
     """Store this update durably before carrying out what follows."""
 
     update: bytes
+    author: Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,7 @@ enough below the highest that can be written that a room can count on from it.""
 _QUESTIONS_AT_ONCE: Final = 10
 """How often a member may ask at once that asked nothing for a while."""
 
-_READ_ONLY: Final = PermissionDenied("this connection is read-only: the edit was refused").encode()
+_READ_ONLY: Final = "this connection is read-only"
 
 
 @dataclass(slots=True)
@@ -248,6 +249,8 @@ class Room:
         """How many have ever joined: by this an unload can tell that it comes too late."""
         self.idle_since: float | None = None
         """When the last member left; None while there are members, or before there was one."""
+        self.read_only: str | None = None
+        """Why nobody may edit, whatever their own permission; None if they may."""
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -405,8 +408,11 @@ class Room:
             raise LocalProtocolError(f"the room {self.name!r} is {self.state.value}, not loading")
         self.store.add(update)
 
-    def opened(self, *, now: float) -> list[Effect]:
+    def opened(self, *, now: float, read_only: str | None = None) -> list[Effect]:
         """All is loaded: greet those who wait, and take in what they sent meanwhile.
+
+        Args:
+            read_only: why nobody may edit, in words for people: the document is damaged, say.
 
         Raises:
             LocalProtocolError: the room is not loading.
@@ -414,6 +420,7 @@ class Room:
         if self.state is not State.LOADING:
             raise LocalProtocolError(f"the room {self.name!r} is {self.state.value}, not loading")
         self.state = State.OPEN
+        self.read_only = read_only
         effects: list[Effect] = []
         waiting = self.members
         for member in waiting:
@@ -538,12 +545,14 @@ class Room:
         self, member: Member, update: ParsedUpdate, now: float, effects: list[Effect]
     ) -> None:
         """An edit, or the offline edits of a SyncStep2: they differ in nothing here."""
-        if member.read_only:
+        why = _READ_ONLY if member.read_only else self.read_only
+        if why is not None:
             # The answer to our SyncStep1 repeats what it knows; that is no edit.
             if not self.store.knows(update):
                 self.counters.refused_updates += 1
                 if member not in self._stalled:
-                    effects.append(Send(_READ_ONLY, (member,)))
+                    denied = PermissionDenied(f"{why}: the edit was refused")
+                    effects.append(Send(denied.encode(), (member,)))
             return
         limit = self.settings.max_document_bytes
         if self.store.size > limit and not self.store.knows(update):
@@ -557,9 +566,17 @@ class Room:
                 self.counters.misfits += len(misfits)
                 update = collect(update, misfits)
         new = self.store.add(update)
+        author: Member | None = member
         if new is not None:
-            effects.append(Persist(new))
-            self._broadcast(Update(new).encode(), self._who_is_synced(), member, effects)
+            effects.append(Persist(new, member))
+        if self.settings.acknowledge and member.synced and member not in self._stalled:
+            if new is update.data:
+                author = None  # it hears what all hear
+            elif update.sections or update.deletes:
+                # Of what was known some may be on its way into the store: then this waits too.
+                effects.append(Send(Update(update.data).encode(), (member,)))
+        if new is not None:
+            self._broadcast(Update(new).encode(), self._who_is_synced(), author, effects)
 
     # -- awareness
     #

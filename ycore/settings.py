@@ -29,6 +29,10 @@ class Settings:
     """How often a member may ask for the document, or for everyone's awareness, in the long run: a
     few bytes, which cost much more to answer. Who asks ten times more in a row is closed (1008)."""
 
+    acknowledge: bool = False
+    """Whether an author gets its own updates back once they are stored. The sync status of
+    y-websocket 4 turns green by that, and others may show the same; it costs a frame an edit."""
+
     max_rooms: int = 100_000
     """How many rooms may be in memory at once. An empty one takes some 3 KB; anyone who may choose
     a name opens one. Who comes to one more is closed (1013)."""

@@ -16,7 +16,7 @@ pongs add up, each no longer than its ping: the caller stops reading when too ma
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
@@ -102,6 +102,7 @@ class Peer:
         max_request_bytes: int = 16 * 1024,
         max_request_headers: int = 100,
         compression: bool = False,
+        health: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.state = PeerState.REQUEST
         self.window: Window | None = None
@@ -111,6 +112,8 @@ class Peer:
         self._max_request_bytes = max_request_bytes
         self._max_request_headers = max_request_headers
         self._compression = compression
+        self._health = health
+        """Says what is wrong with the server, if something is."""
         self._http: h11.Connection | None = h11.Connection(
             h11.SERVER, max_incomplete_event_size=max_request_bytes
         )
@@ -205,7 +208,8 @@ class Peer:
 
     def _answer_plain(self, path: str) -> None:
         if path == "/health":
-            self._answer(200, "ok")
+            problem = self._health()
+            self._answer(200 if problem is None else 503, problem or "ok")
         elif path.startswith(self._prefix) and path != self._prefix:
             self._answer(426, "connect with a WebSocket", [(b"Upgrade", b"websocket")])
         else:

@@ -8,6 +8,12 @@ has to wait for the store (`Persist`, `Load`, `Unload`) starts a task which work
 until it is empty, and what comes meanwhile lines up behind. So nothing is sent before what it shows
 is stored, and while one append is under way, further updates gather and are stored in one go.
 
+A store that fails is tried again for a while, in which its room stands still: what was accepted is
+kept, nobody is shown any of it, and soon nobody is read any further. Then the room is given up.
+
+When the store says that a room has outgrown its document, the room's state is written out in its
+place (`_compact`), after it was checked that it decodes to the same state.
+
 Sending only queues. Once per turn of the event loop one task (`_flush`) asks each connection that
 was sent something to write it out: one write a member, whatever came together in that turn.
 """
@@ -18,11 +24,11 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import anyio
 import anyio.abc
@@ -47,9 +53,17 @@ from ycore import (
     State,
     Unload,
 )
+from ycore.steps import Steps
 from ycore.updates import ParsedUpdate, parse_update_steps, parts_of
 
-from .stores import RoomCorrupt, RoomNotFound, Store, StoreError
+from .stores import (
+    RoomCorrupt,
+    RoomNotFound,
+    Store,
+    StoredUpdate,
+    StoreError,
+    StoreUnavailable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +74,12 @@ _SLICE: Final = 0.002
 """For how many seconds long work goes on before others get a turn (see `Driver.my_turn`)."""
 _LONG: Final = 16 * 1024
 """From how many bytes on a stored update is taken in step by step."""
+_RETRY_FIRST: Final = 0.1
+_RETRY_MOST: Final = 2.0
+"""Seconds between two tries of a store that fails; each time twice as long, up to that."""
+_DAMAGED: Final = "this document is damaged on the server's disk, and can only be read"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +93,15 @@ class DriverSettings:
     max_backlog_bytes: int = 16 * 2**20
     """How much may wait in one room, for the store or behind what does, before its members are read
     no further."""
+
+    store_patience: float = 20.0
+    """For how many seconds a store that says it is unavailable is tried again. Meanwhile nothing is
+    sent in that room; after half a minute of that y-websocket would drop its connections anyway.
+    Then everyone in it is sent away (1013), and comes back with what could not be stored."""
+
+    open_damaged: bool = False
+    """Whether a room of which not everything can be read any more is opened with what can, for
+    reading only. Otherwise who wants to join is sent away (1013) until it is repaired."""
 
 
 class Connection(ABC):
@@ -144,7 +173,9 @@ class Driver:
         store: an open store. The driver does not close it.
         settings, limits: of the rooms, and of the driver itself.
         on_custom: called with each message of a type in `Settings.custom_types`.
+        metadata: makes what is stored beside an update, given its author.
         clock: monotonic seconds.
+        wall_clock: seconds since 1970, for what is stored.
     """
 
     def __init__(
@@ -154,14 +185,22 @@ class Driver:
         settings: Settings | None = None,
         limits: DriverSettings | None = None,
         on_custom: Callable[[CustomMessage], None] | None = None,
+        metadata: Callable[[Member], bytes] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.hub = Hub(settings)
         self.limits = limits or DriverSettings()
         self.clock = clock
         self._store = store
         self._on_custom = on_custom
+        self._metadata = metadata
+        self._wall_clock = wall_clock
         self._work: dict[Room, _Work] = {}
+        self._problems: dict[Room, str] = {}
+        """What the store said last, for rooms that wait for it."""
+        self._compacting: dict[Room, anyio.Event] = {}
+        """Rooms that are being compacted, with what is set at the end of that."""
         self._draining = False
         self._dirty: list[Connection] = []
         self._something_dirty = anyio.Event()
@@ -242,6 +281,12 @@ class Driver:
         if effects:
             self._carry_out(member.room, effects)
 
+    def problems(self) -> dict[str, str]:
+        """What is wrong with the storing of rooms at the moment, by name: for operators."""
+        problems = dict(self._store.problems())
+        problems.update((room.name, problem) for room, problem in self._problems.items())
+        return problems
+
     async def drain(self) -> None:
         """Store what was accepted, then send everyone away (1001): the server goes down."""
         self._draining = True
@@ -294,40 +339,118 @@ class Driver:
     async def _persist(self, room: Room, work: _Work) -> None:
         """Store all updates that wait, up to a change of the room's state, and send them."""
         count = 0
+        now = self._wall_clock()
         updates = []
         for effect in work.effects:
             if isinstance(effect, Load | Unload):
                 break
             count += 1
             if isinstance(effect, Persist):
-                updates.append(effect.update)
-        await self._store.append(room.name, updates)
+                updates.append(StoredUpdate(effect.update, now, self._metadata_of(effect.author)))
+        await self._patiently(room, lambda: self._store.append(room.name, updates))
         for _ in range(count):
             effect = work.take()
             if not isinstance(effect, Persist):
                 self._do(effect)
+        if self._store.outgrown(room.name) and room not in self._compacting:
+            self._compacting[room] = anyio.Event()
+            assert self._tasks is not None
+            self._tasks.start_soon(self._compact, room)
+
+    def _metadata_of(self, author: Member) -> bytes:
+        if self._metadata is None:
+            return b""
+        try:
+            return self._metadata(author)
+        except Exception:  # the application's, and no reason to lose an edit
+            logger.exception("metadata failed room=%r", author.room.name)
+            return b""
+
+    async def _patiently(self, room: Room, do: Callable[[], Awaitable[None]]) -> None:
+        """Have the store do something, again and again while it is unavailable, for a while."""
+        wait = _RETRY_FIRST
+        give_up_at = self.clock() + self.limits.store_patience
+        try:
+            while True:
+                try:
+                    await do()
+                    break
+                except StoreUnavailable as exc:
+                    if self.clock() >= give_up_at:
+                        raise
+                    if room not in self._problems:
+                        logger.error("store fails room=%r error=%r", room.name, str(exc))
+                    self._problems[room] = str(exc)
+                await anyio.sleep(wait)
+                wait = min(2 * wait, _RETRY_MOST)
+            if room in self._problems:
+                logger.warning("store works again room=%r", room.name)
+        finally:
+            self._problems.pop(room, None)
 
     async def _load(self, room: Room) -> None:
+        damage = None
         pause = 0.0
         try:
             async with aclosing(self._store.load(room.name)) as updates:
                 async for update in updates:
-                    for _ in _load_steps(room, update):
-                        if self.clock() > pause:
-                            await self.my_turn()
-                            pause = self.clock() + _SLICE
+                    try:
+                        for _ in _load_steps(room, update.update):
+                            if self.clock() > pause:
+                                await self.my_turn()
+                                pause = self.clock() + _SLICE
+                    except RemoteProtocolError as exc:
+                        damage = RoomCorrupt(f"a stored update is malformed: {exc}")
                     if room.state is not State.LOADING:
                         return  # closed meanwhile
         except RoomNotFound:
             pass  # a new room
-        except RemoteProtocolError as exc:
-            raise RoomCorrupt(f"a stored update is malformed: {exc}") from exc
+        except RoomCorrupt as exc:
+            damage = exc
+        if damage is not None:
+            if not self.limits.open_damaged:
+                raise damage
+            logger.error("damaged, opened read-only room=%r error=%r", room.name, str(damage))
         if room.state is State.LOADING:
-            self._work[room].add(room.opened(now=self.clock()))
+            read_only = None if damage is None else _DAMAGED
+            self._work[room].add(room.opened(now=self.clock(), read_only=read_only))
 
     async def _unload(self, effect: Unload) -> None:
-        await self._store.release(effect.room.name)
-        self.hub.unloaded(effect.room, effect.generation, now=self.clock())
+        room = effect.room
+        while room in self._compacting:
+            await self._compacting[room].wait()
+        await self._patiently(room, lambda: self._store.release(room.name))
+        self.hub.unloaded(room, effect.generation, now=self.clock())
+
+    async def _compact(self, room: Room) -> None:
+        async def snapshot() -> StoredUpdate:
+            # What the room holds is all that is stored, but only as long as it is the open one.
+            if self.hub.rooms.get(room.name) is not room:
+                raise StoreError("the room was closed meanwhile")
+            update = await self._in_slices(room.store.snapshot_steps())
+            return StoredUpdate(update, self._wall_clock())
+
+        try:
+            await self._store.compact(room.name, snapshot)
+        except StoreError as exc:
+            logger.warning("compaction failed room=%r error=%r", room.name, str(exc))
+        except Exception:
+            logger.exception("compaction failed room=%r", room.name)
+        finally:
+            self._compacting.pop(room).set()
+
+    async def _in_slices(self, steps: Steps[T]) -> T:
+        """Do something long, and let others have their turns."""
+        pause = 0.0
+        while True:
+            try:
+                next(steps)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            if self.clock() > pause:
+                await self.my_turn()
+                pause = self.clock() + _SLICE
 
     async def _give_up(self, room: Room, work: _Work, exc: Exception) -> None:
         """The store failed. Nobody may see what it did not take, so the room goes: its members

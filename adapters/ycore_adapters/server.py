@@ -457,7 +457,12 @@ class Server:
             max_request_bytes=settings.max_request_bytes,
             max_request_headers=settings.max_request_headers,
             compression=settings.compression,
+            health=self._health,
         )
+
+    def _health(self) -> str | None:
+        failing = len(self.driver.problems())
+        return f"rooms that can't be stored at the moment: {failing}" if failing else None
 
     def stop(self) -> None:
         """Have `serve` stop accepting, store what was accepted, send everyone away, and return."""

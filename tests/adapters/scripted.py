@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
 import anyio
-from ycore_adapters.stores import RoomNotFound, Store
+from ycore_adapters.stores import RoomCorrupt, RoomNotFound, Store, StoredUpdate
 
 
 class ScriptedStore(Store):
@@ -17,8 +17,15 @@ class ScriptedStore(Store):
         self.calls: list[tuple[str, str]] = []
         self.batches: list[list[bytes]] = []
         """What each append was given."""
+        self.stored: list[StoredUpdate] = []
+        """What was stored, with what was stored beside it."""
         self.fails: dict[str, Exception] = {}
-        """Method -> what it raises."""
+        """Method, or method and room -> what it raises."""
+        self.has_outgrown = False
+        self.damaged: set[str] = set()
+        """Rooms whose end can't be read."""
+        self.snapshots: list[bytes] = []
+        """What compacting was given."""
         self._held: dict[str, anyio.Event] = {}
         self._called: defaultdict[str, anyio.Event] = defaultdict(anyio.Event)
 
@@ -40,26 +47,41 @@ class ScriptedStore(Store):
         self._called[method].set()
         if method in self._held:
             await self._held[method].wait()
-        if method in self.fails:
-            raise self.fails[method]
+        for failing in (method, f"{method} {room}"):
+            if failing in self.fails:
+                raise self.fails[failing]
 
-    async def load(self, room: str) -> AsyncIterator[bytes]:
+    async def load(
+        self, room: str, *, at: float | None = None
+    ) -> AsyncGenerator[StoredUpdate, None]:
         await self._call("load", room)
         if room not in self.rooms_kept:
             raise RoomNotFound(room)
         for update in tuple(self.rooms_kept[room]):
-            yield update
+            yield StoredUpdate(update, 0)
+        if room in self.damaged:
+            raise RoomCorrupt(f"the end of {room}")
 
-    async def append(self, room: str, updates: Sequence[bytes]) -> None:
-        self.batches.append(list(updates))
+    async def append(self, room: str, updates: Sequence[StoredUpdate]) -> None:
+        batch = [update.update for update in updates]
+        self.batches.append(batch)
         await self._call("append", room)
-        self.rooms_kept.setdefault(room, []).extend(updates)
+        self.rooms_kept.setdefault(room, []).extend(batch)
+        self.stored.extend(updates)
 
     async def release(self, room: str) -> None:
         await self._call("release", room)
 
-    async def replace(self, room: str, update: bytes) -> None:
-        raise NotImplementedError
+    def outgrown(self, room: str) -> bool:
+        return self.has_outgrown
+
+    async def compact(self, room: str, snapshot: Callable[[], Awaitable[StoredUpdate]]) -> None:
+        await self._call("compact", room)
+        count = len(self.rooms_kept[room])
+        made = (await snapshot()).update
+        await self._call("compacted", room)
+        self.snapshots.append(made)
+        self.rooms_kept[room][:count] = [made]
 
     async def delete(self, room: str) -> None:
         raise NotImplementedError

@@ -14,20 +14,31 @@ from build import gc as collected
 from build import update
 from scripted import ScriptedStore
 from ycore_adapters.driver import Connection, Driver, DriverSettings
-from ycore_adapters.stores import RoomCorrupt, StoreUnavailable
+from ycore_adapters.stores import RoomCorrupt, StoredUpdate, StoreUnavailable
 from yupdates import ASK_ALL, EMPTY_ROOM, NOTHING, edit, here, insert
 
 from ycore import CloseCode, CustomMessage, Member, Settings, State, StructStore
-from ycore.messages import AwarenessUpdate, Message, SyncStep1, SyncStep2, Update, decode
+from ycore.messages import (
+    AwarenessUpdate,
+    Message,
+    PermissionDenied,
+    SyncStep1,
+    SyncStep2,
+    Update,
+    decode,
+)
+from ycore.steps import Steps
 
 pytestmark = pytest.mark.anyio
 
+NO_UPDATE = b"\x00\x00"
 KEEPALIVE = AwarenessUpdate(b"\x00").encode()
 FAILURES = [
     StoreUnavailable("the disk is full"),
     RuntimeError("a bug in the store"),
     OSError(5, "Input/output error"),
 ]
+IMPATIENT = DriverSettings(store_patience=0)
 
 
 class Client(Connection):
@@ -224,7 +235,7 @@ async def test_what_could_not_be_stored_is_shown_to_nobody(
 ) -> None:
     """The members go, and come back to what is stored. Other rooms notice nothing."""
     store = ScriptedStore(r=[insert(9, 0)])
-    async with Driver(store) as driver:
+    async with Driver(store, limits=IMPATIENT) as driver:
         a, b, other = Client(driver), Client(driver), Client(driver, "other")
         for client in (a, b, other):
             await client.sync()
@@ -258,7 +269,7 @@ async def test_a_store_that_fails_at_everything_costs_its_rooms_their_members_on
     failure: Exception,
 ) -> None:
     store = ScriptedStore()
-    async with Driver(store) as driver:
+    async with Driver(store, limits=IMPATIENT) as driver:
         a = Client(driver)
         await a.sync()
         store.fails = dict.fromkeys(("append", "release", "load"), failure)
@@ -277,7 +288,7 @@ async def test_a_store_that_fails_at_everything_costs_its_rooms_their_members_on
 async def test_who_was_already_sent_away_hears_so_though_the_store_fails() -> None:
     """Its close waits in the queue, behind the update that can't be stored."""
     store = ScriptedStore()
-    async with Driver(store) as driver:
+    async with Driver(store, limits=IMPATIENT) as driver:
         a, b = Client(driver), Client(driver)
         await a.sync()
         await b.sync()
@@ -291,6 +302,223 @@ async def test_who_was_already_sent_away_hears_so_though_the_store_fails() -> No
         assert a.closed is not None
         assert b.closed is not None
         assert b.closed[0] in (1007, 1013)
+
+
+async def test_a_store_that_is_unavailable_is_tried_again(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was accepted is kept, and shown once it is stored; other rooms go on; it is known."""
+    store = ScriptedStore()
+    async with Driver(store, clock=clock) as driver:
+        a, b, c = Client(driver), Client(driver), Client(driver, "other")
+        for client in (a, b, c):
+            await client.sync()
+        store.fails["append r"] = StoreUnavailable("the disk is full")
+        await a.say(edit(1, 0))
+        await clock.advance(5)
+        await b.say(edit(2, 0))
+        await c.say(edit(3, 0))
+        await settle()
+        assert driver.problems() == {"r": "the disk is full"}
+        assert store.rooms_kept == {"other": [insert(3, 0)]}
+        assert a.sent == b.sent == []
+        store.fails.clear()
+        await clock.advance(2)
+        assert store.rooms_kept["r"] == [insert(1, 0), insert(2, 0)]
+        assert (a.sent, b.sent) == ([edit(2, 0)], [edit(1, 0)])
+        assert driver.problems() == {}
+        assert a.closed is b.closed is None
+        levels = [record.levelno for record in caplog.records]
+        assert levels == [logging.ERROR, logging.WARNING]  # not one for each try
+
+
+async def test_a_store_is_not_waited_for_for_ever(clock: Clock) -> None:
+    store = ScriptedStore()
+    async with Driver(store, limits=DriverSettings(store_patience=20), clock=clock) as driver:
+        a = Client(driver)
+        await a.sync()
+        store.fails["append"] = StoreUnavailable("the disk is full")
+        await a.say(edit(1, 0))
+        for _ in range(19):
+            await clock.advance(1)
+        assert a.closed is None
+        tries = store.calls.count(("append", "r"))
+        assert 5 < tries < 30
+        for _ in range(4):
+            await clock.advance(1)
+        assert a.closed == (1013, "the document's store failed, try again later")
+        assert driver.problems() == {}
+
+
+async def test_what_the_store_says_is_wrong_is_passed_on() -> None:
+    class Failing(ScriptedStore):
+        def problems(self) -> dict[str, str]:
+            return {"x": "can't be synced"}
+
+    async with Driver(Failing()) as driver:
+        assert driver.problems() == {"x": "can't be synced"}
+
+
+async def test_an_author_hears_of_its_update_when_it_is_stored() -> None:
+    store = ScriptedStore()
+    async with Driver(store, settings=Settings(acknowledge=True)) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.sync()
+        await b.sync()
+        store.hold("append")
+        await a.say(edit(1, 0))
+        await store.called("append")
+        await a.say(edit(1, 0))  # once more: it is not stored yet either
+        await settle()
+        assert a.sent == []
+        store.let_go("append")
+        await settle()
+        assert a.sent == [edit(1, 0), edit(1, 0)]
+        assert b.sent == [edit(1, 0)]
+
+
+async def test_what_could_not_be_stored_is_never_acknowledged() -> None:
+    store = ScriptedStore()
+    settings = Settings(acknowledge=True)
+    async with Driver(store, settings=settings, limits=IMPATIENT) as driver:
+        a = Client(driver)
+        await a.sync()
+        store.fails["append"] = StoreUnavailable("the disk is full")
+        await a.say(edit(1, 0))
+        await settle()
+        assert a.closed is not None
+        assert a.sent == []
+
+
+async def test_time_and_the_applications_metadata_are_stored_beside_an_update(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def who(author: Member) -> bytes:
+        return names[author]
+
+    store = ScriptedStore()
+    async with Driver(store, metadata=who, wall_clock=lambda: 1234.5) as driver:
+        a, b = Client(driver), Client(driver)
+        names = {a.member: b"ada"}
+        await a.say(edit(1, 0))
+        await settle()
+        await b.say(edit(2, 0))  # of whom it does not know: that must not cost the edit
+        await settle()
+    assert store.stored == [
+        StoredUpdate(insert(1, 0), 1234.5, b"ada"),
+        StoredUpdate(insert(2, 0), 1234.5, b""),
+    ]
+    assert "metadata failed" in caplog.text
+
+
+# ---- compacting
+
+
+async def test_a_room_that_has_outgrown_its_document_is_compacted() -> None:
+    """While it goes on; what is appended meanwhile stays."""
+    store = ScriptedStore(r=[insert(9, 0), insert(9, 1)])
+    async with Driver(store) as driver:
+        a = Client(driver)
+        await a.sync()
+        store.has_outgrown = True
+        store.hold("compacted")
+        await a.say(edit(1, 0))
+        await store.called("compacted")
+        await a.say(edit(1, 1))
+        await settle()
+        assert store.rooms_kept["r"][-1] == insert(1, 1)
+        store.has_outgrown = False
+        store.let_go("compacted")
+        await settle()
+        [snapshot] = store.snapshots
+        assert snapshot == merged(insert(9, 0), insert(9, 1), insert(1, 0))
+        assert store.rooms_kept["r"] == [snapshot, insert(1, 1)]
+        assert store.calls.count(("compact", "r")) == 1
+
+
+@pytest.mark.parametrize("failure", [*FAILURES, RoomCorrupt("?")], ids=lambda e: type(e).__name__)
+async def test_a_compaction_that_fails_costs_nothing(
+    failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ScriptedStore()
+    async with Driver(store) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.sync()
+        await b.sync()
+        store.has_outgrown = True
+        store.fails["compact"] = failure
+        await a.say(edit(1, 0))
+        await settle()
+        await a.say(edit(1, 1))
+        await settle()
+        assert b.sent == [edit(1, 0), edit(1, 1)]
+        assert store.rooms_kept["r"] == [insert(1, 0), insert(1, 1)]
+        assert "compaction failed" in caplog.text
+
+
+async def test_a_room_that_was_closed_meanwhile_is_not_compacted() -> None:
+    """By then another room of that name may have stored more."""
+    store = ScriptedStore()
+    async with Driver(store, limits=IMPATIENT) as driver:
+        a = Client(driver)
+        await a.sync()
+        store.has_outgrown = True
+        store.hold("compact")
+        await a.say(edit(1, 0))
+        await store.called("compact")
+        store.fails["append"] = StoreUnavailable("full")
+        await a.say(edit(1, 1))
+        await settle()
+        assert a.closed is not None
+        store.fails.clear()
+        store.has_outgrown = False
+        b = Client(driver)
+        await b.say(ASK_ALL, edit(2, 0))
+        await settle()
+        store.let_go("compact")
+        await settle()
+        assert store.snapshots == []
+        assert store.rooms_kept["r"] == [insert(1, 0), insert(2, 0)]
+
+
+async def test_a_snapshot_that_does_not_hold_the_document_is_not_stored(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ScriptedStore()
+    async with Driver(store) as driver:
+        a = Client(driver)
+        await a.sync()
+
+        def steps(self: StructStore, known: object) -> Steps[bytes]:
+            yield
+            return NO_UPDATE
+
+        monkeypatch.setattr(StructStore, "diff_steps", steps)
+        store.has_outgrown = True
+        await a.say(edit(1, 0))
+        await settle()
+        assert store.snapshots == []
+        assert store.rooms_kept["r"] == [insert(1, 0)]
+        assert "compaction failed" in caplog.text
+
+
+async def test_a_room_is_not_unloaded_while_it_is_compacted(clock: Clock) -> None:
+    store = ScriptedStore()
+    async with Driver(store, settings=Settings(idle_timeout=5), clock=clock) as driver:
+        a = Client(driver)
+        await a.sync()
+        store.has_outgrown = True
+        store.hold("compacted")
+        await a.say(edit(1, 0))
+        await store.called("compacted")
+        driver.leave(a.member)
+        await clock.advance(6)
+        assert ("release", "r") not in store.calls
+        assert list(driver.hub.rooms) == ["r"]
+        store.let_go("compacted")
+        await settle()
+        assert dict(driver.hub.rooms) == {}
+        assert store.calls[-1] == ("release", "r")
 
 
 # ---- loading
@@ -375,6 +603,34 @@ async def test_a_stored_update_that_is_malformed_is_a_failed_load(
         assert "malformed" in caplog.text
         assert store.batches == []
     gc.collect()  # trio warns of an iteration over `load` that was left open
+
+
+@pytest.mark.parametrize("damage", ["malformed", "unreadable"])
+async def test_a_damaged_room_may_be_opened_for_reading(
+    damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With all that can be read of it, behind the damage as well; and nothing is stored."""
+    store = ScriptedStore(r=[insert(1, 0), insert(1, 1)])
+    if damage == "malformed":
+        store.rooms_kept["r"].insert(1, b"\xff")
+    else:
+        store.damaged.add("r")
+    async with Driver(store, limits=DriverSettings(open_damaged=True)) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.say(ASK_ALL)
+        await b.say(ASK_ALL, here(2))
+        await settle()
+        assert a.document() == merged(insert(1, 0), insert(1, 1))
+        a.sent.clear()
+        b.sent.clear()
+        await a.say(edit(3, 0))
+        await settle()
+        [denied] = a.heard()
+        assert isinstance(denied, PermissionDenied)
+        assert "damaged" in denied.reason
+        assert b.sent == []
+        assert store.batches == []
+        assert "damaged, opened read-only" in caplog.text
 
 
 async def test_frames_that_come_while_a_room_loads_are_kept_and_answered() -> None:
@@ -607,7 +863,8 @@ async def test_a_room_whose_release_fails_is_loaded_afresh(
     failure: Exception, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = ScriptedStore()
-    async with Driver(store, settings=Settings(idle_timeout=5), clock=clock) as driver:
+    settings = Settings(idle_timeout=5)
+    async with Driver(store, settings=settings, limits=IMPATIENT, clock=clock) as driver:
         a = Client(driver)
         await a.say(edit(1, 0))
         await settle()
@@ -787,7 +1044,7 @@ async def test_draining_stores_what_was_accepted_then_sends_everyone_away(
     harm: Harm, stored: list[bytes], codes: set[int]
 ) -> None:
     store = ScriptedStore()
-    async with Driver(store) as driver, anyio.create_task_group() as tasks:
+    async with Driver(store, limits=IMPATIENT) as driver, anyio.create_task_group() as tasks:
         a, b, idle = Client(driver), Client(driver), Client(driver, "idle")
         for client in (a, b, idle):
             await client.sync()

@@ -42,7 +42,7 @@ def read(data: bytes) -> tuple[list[bytes], LogError | None]:
     try:
         _, salt, start = decode_header(data)
         for record in decode_records(data, start, salt):
-            payloads.append(record.payload)
+            payloads.append(record.update)
     except LogError as exc:
         return payloads, exc
     return payloads, None
@@ -55,17 +55,27 @@ def told(error: LogError | None) -> tuple[type[LogError], int] | None:
 @given(
     name=st.text(st.characters(), max_size=40),
     salt=st.integers(0, 2**32 - 1),
-    written=st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 2**64 - 1)), max_size=5),
+    written=st.lists(
+        st.tuples(
+            st.binary(max_size=40),
+            st.integers(0, 2**64 - 1),
+            st.one_of(st.booleans(), st.binary(min_size=1, max_size=20)),
+        ),
+        max_size=5,
+    ),
 )
 def test_a_log_is_read_as_it_was_written(
-    name: str, salt: int, written: list[tuple[bytes, int]]
+    name: str, salt: int, written: list[tuple[bytes, int, bool | bytes]]
 ) -> None:
+    """Of updates, snapshots, and updates with metadata."""
     log = encode_header(name, salt)
     begin = len(log)
     records = []
-    for payload, time in written:
-        log += encode_record(payload, time=time, salt=salt)
-        records.append(Record(1, time, payload, len(log)))
+    for update, time, extra in written:
+        snapshot = extra is True
+        metadata = extra if isinstance(extra, bytes) else b""
+        log += encode_record(update, time=time, salt=salt, metadata=metadata, snapshot=snapshot)
+        records.append(Record(snapshot, time, update, metadata, len(log)))
     assert decode_header(log) == (name, salt, begin)
     assert list(decode_records(log, begin, salt)) == records
 
@@ -164,7 +174,9 @@ NO_LOGS: dict[str, tuple[bytes, type[LogError]]] = {
     "empty": (b"", TornTail),
     "other file": (b"SQLite format 3\x00" + bytes(100), Damaged),
     "short other file": (b"yc!", Damaged),
-    "zeros": (bytes(100), Damaged),
+    "zeros": (bytes(100), TornTail),
+    "zeros, a large block of them": (bytes(4096), TornTail),
+    "zeros but for the end": (bytes(100) + b"x", Damaged),
     "later version": (_reseal(MAGIC + b"\x02\x00" + HEADER[10:]) + RECORDS[0], Damaged),
     "huge name": (_reseal(HEADER[:14] + b"\xff\xff\xff\xff" + HEADER[18:]), Damaged),
 }
@@ -179,10 +191,13 @@ def test_what_is_no_log_of_this_version_is_damaged(data: bytes, error: type[LogE
 
 def test_a_record_of_a_later_kind_is_not_skipped() -> None:
     """Nor taken for an update: what is behind it can't be the whole document."""
-    log = LOG + encode_record(b"?", time=1, salt=SALT, kind=2) + RECORDS[0]
-    payloads, error = read(log)
+    record = bytearray(encode_record(b"?", time=1, salt=SALT))
+    record[4] = 4
+    record[17:21] = crc32(record[:17], SALT).to_bytes(4, "little")
+    payloads, error = read(LOG + bytes(record) + RECORDS[0])
     assert payloads == list(PAYLOADS)
     assert told(error) == (Damaged, len(LOG))
+    assert "later ycore" in str(error)
 
 
 @given(st.binary(max_size=80), st.sampled_from([bytes, lambda data: HEADER + data]))

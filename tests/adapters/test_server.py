@@ -311,6 +311,21 @@ async def test_plain_requests_are_answered_and_the_connection_closed(
     assert caplog.messages == []
 
 
+async def test_health_says_when_rooms_cant_be_stored() -> None:
+    class Failing(MemoryStore):
+        def problems(self) -> dict[str, str]:
+            return failing
+
+    failing = {"r": "/secret/path: no space left"}
+    async with serving(Failing()) as running:
+        request = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n"
+        answer = await ask(running.address, request)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert answer.endswith(b"rooms that can't be stored at the moment: 1\n")
+        failing.clear()
+        assert (await ask(running.address, request)).endswith(b"\r\n\r\nok\n")
+
+
 async def test_a_request_that_does_not_arrive_times_out() -> None:
     settings = ServerSettings(handshake_timeout=0.05)
     async with serving(settings=settings) as running:
@@ -705,7 +720,7 @@ async def test_stopping_stores_all_and_sends_everyone_away(
             await running.stopped.wait()
             with pytest.raises(OSError, match=_NOBODY):
                 await connect_stream(running.address)
-        assert [update async for update in store.load("r")] == [insert(1, 0)]
+        assert [stored.update async for stored in store.load("r")] == [insert(1, 0)]
 
 
 async def test_who_comes_while_we_go_down_is_refused() -> None:

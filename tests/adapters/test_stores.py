@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
@@ -20,19 +20,34 @@ from ycore_adapters.stores import (
     MemoryStore,
     RoomCorrupt,
     RoomNotFound,
+    SQLiteStore,
     Store,
+    StoredUpdate,
     StoreUnavailable,
 )
 from ycore_adapters.stores._log import MAX_NAME, encode_header, encode_record
 from ycore_adapters.stores.file import Fsync
+from ycore_adapters.stores.testing import store_tests
 
 pytestmark = pytest.mark.anyio
 
 POLICIES: tuple[Fsync, ...] = get_args(Fsync)
 
 
+def at(time: float, *updates: bytes) -> list[StoredUpdate]:
+    return [StoredUpdate(update, time) for update in updates]
+
+
 async def load(store: Store, room: str) -> list[bytes]:
-    return [update async for update in store.load(room)]
+    async with aclosing(store.load(room)) as updates:
+        return [stored.update async for stored in updates]
+
+
+async def compact(store: Store, room: str, update: bytes, time: float = 100) -> None:
+    async def snapshot() -> StoredUpdate:
+        return StoredUpdate(update, time)
+
+    await store.compact(room, snapshot)
 
 
 async def rooms(store: Store) -> list[str]:
@@ -44,13 +59,6 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.fixture(params=["memory", *POLICIES])
-async def store(request: pytest.FixtureRequest, directory: Path) -> AsyncIterator[Store]:
-    kind = request.param
-    async with MemoryStore() if kind == "memory" else FileStore(directory, fsync=kind) as store:
-        yield store
-
-
 @pytest.fixture(params=POLICIES)
 def fsync(request: pytest.FixtureRequest) -> Fsync:
     policy: Fsync = request.param
@@ -59,97 +67,21 @@ def fsync(request: pytest.FixtureRequest) -> Fsync:
 
 # ---- every store
 
-
-async def test_updates_are_loaded_in_the_order_they_were_appended(store: Store) -> None:
-    await store.append("r", [b"1", b"2"])
-    await store.append("other", [b"0"])
-    await store.append("r", [b"3"])
-    assert await load(store, "r") == [b"1", b"2", b"3"]
-    await store.append("r", [b"", b"4"])
-    assert await load(store, "r") == [b"1", b"2", b"3", b"", b"4"]
-
-
-async def test_an_unknown_room_is_not_found(store: Store) -> None:
-    with pytest.raises(RoomNotFound):
-        await load(store, "r")
-    with pytest.raises(RoomNotFound):
-        await store.delete("r")
-    await store.release("r")
-    assert await rooms(store) == []
-
-
-async def test_replace_puts_one_update_in_the_place_of_all(store: Store) -> None:
-    await store.replace("new", b"only")
-    assert await load(store, "new") == [b"only"]
-    await store.append("r", [b"1", b"2"])
-    await store.replace("r", b"both")
-    await store.append("r", [b"3"])
-    assert await load(store, "r") == [b"both", b"3"]
-    assert await rooms(store) == ["new", "r"]
-
-
-async def test_a_deleted_room_is_forgotten(store: Store) -> None:
-    await store.append("r", [b"1"])
-    await store.append("stays", [b"2"])
-    await store.delete("r")
-    with pytest.raises(RoomNotFound):
-        await load(store, "r")
-    assert await rooms(store) == ["stays"]
-    await store.append("r", [b"again"])
-    assert await load(store, "r") == [b"again"]
-
-
-NAMES = [
-    *("", ".", "..", "/", "a/b", "a%2Fb", "a/b c?x=1", "ROOM", "room", "CON", ".lock", "~"),
-    *("räume", "ra\u0308ume", "😀", "\ud800", "nul\x00l", "x" * 300, "x" * 301, "é" * 2000),
-]
-
-
-async def test_every_name_is_a_room_of_its_own(store: Store) -> None:
-    for name in NAMES:
-        await store.append(name, [name.encode("utf-8", "surrogatepass")])
-        await store.release(name)
-    for name in NAMES:
-        assert await load(store, name) == [name.encode("utf-8", "surrogatepass")]
-    assert await rooms(store) == sorted(NAMES)
-
-
-async def test_a_released_room_goes_on_where_it_was(store: Store) -> None:
-    for update in (b"1", b"2", b"3"):
-        await store.append("r", [update])
-        await store.release("r")
-        await store.release("r")
-    assert await load(store, "r") == [b"1", b"2", b"3"]
-
-
-async def test_large_and_small_updates_keep_their_order(store: Store) -> None:
-    """A large batch is written in a thread."""
-    large = os.urandom(700_000)
-    for update in (b"1", large, b"2"):
-        await store.append("r", [update])
-    assert await load(store, "r") == [b"1", large, b"2"]
-
-
-async def test_a_load_abandoned_halfway_loses_nothing(store: Store) -> None:
-    updates = [bytes([i]) * 700_000 for i in range(4)]  # more than is read in one go
-    await store.append("r", updates)
-    async with aclosing(store.load("r")) as loading:  # type: ignore[type-var]
-        async for update in loading:
-            assert update == updates[0]
-            break
-    await store.append("r", [b"more"])
-    assert await load(store, "r") == [*updates, b"more"]
+test_memory = store_tests(lambda _: MemoryStore(), persistent=False)
+test_files_always = store_tests(lambda directory: FileStore(directory, fsync="always"))
+test_files_everysec = store_tests(FileStore)
+test_files_never = store_tests(lambda directory: FileStore(directory, fsync="never"))
+test_files_with_history = store_tests(
+    lambda directory: FileStore(directory, keep_history=True), history=True
+)
+test_sqlite_always = store_tests(lambda d: SQLiteStore(d / "rooms.db", fsync="always"))
+test_sqlite_everysec = store_tests(lambda d: SQLiteStore(d / "rooms.db"))
+test_sqlite_with_history = store_tests(
+    lambda d: SQLiteStore(d / "rooms.db", fsync="never", keep_history=True), history=True
+)
 
 
 # ---- files
-
-
-async def test_a_new_opening_finds_everything(directory: Path, fsync: Fsync) -> None:
-    for i in range(3):
-        async with FileStore(directory, fsync=fsync) as store:
-            if i:
-                assert await load(store, "r") == [b"update"] * i
-            await store.append("r", [b"update"])
 
 
 async def test_rooms_with_overlong_names_are_refused(directory: Path) -> None:
@@ -157,47 +89,39 @@ async def test_rooms_with_overlong_names_are_refused(directory: Path) -> None:
     name = "😀" * (MAX_NAME + 1)
     async with FileStore(directory) as store:
         with pytest.raises(StoreUnavailable, match="too long"):
-            await store.append(name, [b"1"])
+            await store.append(name, at(1, b"1"))
         with pytest.raises(StoreUnavailable, match="too long"):
             await load(store, name)
         with pytest.raises(StoreUnavailable, match="too long"):
-            await store.replace(name, b"1")
+            await compact(store, name, b"1")
         assert await rooms(store) == []
 
 
 async def test_what_is_no_room_in_the_directory_is_not_listed(directory: Path) -> None:
     async with FileStore(directory) as store:
-        await store.append("r", [b"1"])
-        await store.append("x" * 300, [b"1"])
+        await store.append("r", at(1, b"1"))
+        await store.append("x" * 300, at(1, b"1"))
         for name in ("x~1.ylog", "notes.txt", "r.torn", "r.new", "%ff.ylog", "Copy of r.ylog"):
             (directory / name).write_bytes(b"ycorelog")
         assert await rooms(store) == ["r", "x" * 300]
-
-
-async def test_a_store_that_was_closed_is_unavailable(directory: Path) -> None:
-    """The directory may be another process's by now."""
-    async with FileStore(directory) as store:
-        await store.append("r", [b"1"])
-    with pytest.raises(StoreUnavailable):
-        await store.append("r", [b"2"])
 
 
 async def test_a_directory_has_one_owner(directory: Path, fsync: Fsync) -> None:
     async with FileStore(directory, fsync=fsync) as store:
         with pytest.raises(StoreUnavailable, match="in use by another process"):
             await FileStore(directory, fsync=fsync).__aenter__()
-        await store.append("r", [b"1"])  # which the attempt has not disturbed
+        await store.append("r", at(1, b"1"))  # which the attempt has not disturbed
     async with FileStore(directory, fsync=fsync) as store:
         assert await load(store, "r") == [b"1"]
 
 
 _OWNER = """
 import anyio, sys
-from ycore_adapters.stores import FileStore
+from ycore_adapters.stores import FileStore, StoredUpdate
 
 async def main():
     async with FileStore(sys.argv[1], fsync="never") as store:
-        await store.append("r", [b"1"])
+        await store.append("r", [StoredUpdate(b"1", 1)])
         print("open", flush=True)
         sys.stdin.read()
 
@@ -246,7 +170,7 @@ async def make_log(directory: Path, updates: list[bytes]) -> tuple[Path, list[in
     async with FileStore(directory, fsync="never") as store:
         ends = []
         for update in updates:
-            await store.append("r", [update])
+            await store.append("r", at(1, update))
             ends.append((directory / "r.ylog").stat().st_size)
     return directory / "r.ylog", ends
 
@@ -260,9 +184,9 @@ async def test_a_torn_tail_is_cut_kept_beside_and_logged(
     path.write_bytes(whole[:-2])
     async with FileStore(directory) as store:
         if first == "append":  # which has to look first where to append
-            await store.append("r", [b"four"])
+            await store.append("r", at(1, b"four"))
         assert await load(store, "r") == [b"one", b"two"] + [b"four"] * (first == "append")
-        await store.append("r", [b"five"])
+        await store.append("r", at(1, b"five"))
         assert (await load(store, "r"))[-1] == b"five"
     assert path.with_suffix(".torn").read_bytes() == whole[ends[1] : -2]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
@@ -276,7 +200,7 @@ async def test_a_first_write_that_was_torn_leaves_a_room_to_write_to(directory: 
     for size in range(ends[0]):
         path.write_bytes(whole[:size])
         async with FileStore(directory) as store:
-            await store.append("r", [b"two"])
+            await store.append("r", at(1, b"two"))
             assert await load(store, "r") == [b"two"], size
 
 
@@ -317,8 +241,8 @@ async def test_a_damaged_log_is_refused_and_left_as_it_is(directory: Path, harm:
             with pytest.raises(RoomCorrupt, match=r"r\.ylog"):
                 await load(store, "r")
             with pytest.raises(RoomCorrupt, match=r"r\.ylog"):
-                await store.append("r", [b"four"])
-        await store.append("fine", [b"1"])
+                await store.append("r", at(1, b"four"))
+        await store.append("fine", at(1, b"1"))
     assert path.read_bytes() == before
     assert sorted(file.name for file in directory.iterdir()) == [".lock", "fine.ylog", "r.ylog"]
 
@@ -377,7 +301,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 async def test_short_writes_are_completed(directory: Path, fsync: Fsync, disk: Disk) -> None:
     disk.most = 7
     async with FileStore(directory, fsync=fsync) as store:
-        await store.append("r", [b"one" * 50, b"two"])
+        await store.append("r", at(1, b"one" * 50, b"two"))
         assert await load(store, "r") == [b"one" * 50, b"two"]
 
 
@@ -387,12 +311,12 @@ async def test_of_a_batch_the_disk_had_no_room_for_nothing_is_stored(
 ) -> None:
     """And once there is room, appending goes on; a new opening sees the same."""
     async with FileStore(directory, fsync=fsync) as store:
-        await store.append("r", [b"one"])
+        await store.append("r", at(1, b"one"))
         disk.room_for = room_for
         with pytest.raises(StoreUnavailable, match="No space left"):
-            await store.append("r", [b"lost" * 5, b"lost" * 10])
+            await store.append("r", at(1, b"lost" * 5, b"lost" * 10))
         disk.room_for = None
-        await store.append("r", [b"two"])
+        await store.append("r", at(1, b"two"))
         assert await load(store, "r") == [b"one", b"two"]
     async with FileStore(directory, fsync=fsync) as store:
         assert await load(store, "r") == [b"one", b"two"]
@@ -405,7 +329,7 @@ async def test_a_room_whose_first_append_failed_does_not_exist(
     async with FileStore(directory) as store:
         disk.room_for = room_for
         with pytest.raises(StoreUnavailable):
-            await store.append("r", [b"lost"])
+            await store.append("r", at(1, b"lost"))
         disk.room_for = None
         await store.release("r")
         assert await rooms(store) == []
@@ -416,13 +340,13 @@ async def test_a_room_whose_first_append_failed_does_not_exist(
 
 async def test_always_what_could_not_be_synced_is_not_stored(directory: Path, disk: Disk) -> None:
     async with FileStore(directory, fsync="always") as store:
-        await store.append("r", [b"one"])
+        await store.append("r", at(1, b"one"))
         disk.broken = {"fsync"}
         with pytest.raises(StoreUnavailable, match="Input/output error"):
-            await store.append("r", [b"lost"])
+            await store.append("r", at(1, b"lost"))
         disk.broken = set()
         assert await load(store, "r") == [b"one"]
-        await store.append("r", [b"two"])
+        await store.append("r", at(1, b"two"))
         assert await load(store, "r") == [b"one", b"two"]
 
 
@@ -431,12 +355,12 @@ async def test_a_failed_batch_that_could_not_be_taken_back_breaks_no_later_one(
 ) -> None:
     """Its records lie behind the end of the log; a shorter batch does not cover them all."""
     async with FileStore(directory, fsync="always") as store:
-        await store.append("r", [b"one"])
+        await store.append("r", at(1, b"one"))
         disk.broken = {"fsync", "ftruncate"}
         with pytest.raises(StoreUnavailable):
-            await store.append("r", [b"lost", b"lost too"])
+            await store.append("r", at(1, b"lost", b"lost too"))
         disk.broken = set()
-        await store.append("r", [b"2"])
+        await store.append("r", at(1, b"2"))
         await store.release("r")
         loaded = await load(store, "r")
         assert [update for update in loaded if not update.startswith(b"lost")] == [b"one", b"2"]
@@ -446,26 +370,26 @@ async def test_replacing_is_done_whole_or_not_at_all(
     directory: Path, fsync: Fsync, disk: Disk
 ) -> None:
     async with FileStore(directory, fsync=fsync) as store:
-        await store.append("r", [b"one", b"two"])
+        await store.append("r", at(1, b"one", b"two"))
         disk.room_for = 40
         with pytest.raises(StoreUnavailable):
-            await store.replace("r", b"both" * 10)
+            await compact(store, "r", b"both" * 10)
         disk.room_for = None
         assert await load(store, "r") == [b"one", b"two"]
         assert await rooms(store) == ["r"]
-        await store.replace("r", b"both")
+        await compact(store, "r", b"both")
         assert await load(store, "r") == [b"both"]
 
 
 async def test_always_syncs_before_it_returns_and_never_never(directory: Path, disk: Disk) -> None:
     async with FileStore(directory / "always", fsync="always") as store:
-        await store.append("r", [b"1"])
+        await store.append("r", at(1, b"1"))
         assert disk.syncs == 2  # the file, and the directory with its name
-        await store.append("r", [b"2", b"3"])
+        await store.append("r", at(1, b"2", b"3"))
         assert disk.syncs == 3
     disk.syncs = 0
     async with FileStore(directory / "never", fsync="never") as store:
-        await store.append("r", [b"1"])
+        await store.append("r", at(1, b"1"))
         await store.release("r")
     assert disk.syncs == 0
 
@@ -496,36 +420,251 @@ async def test_everysec_syncs_every_second_what_was_written(
 ) -> None:
     seconds = Seconds(monkeypatch)
     async with FileStore(directory, fsync="everysec") as store:
-        await store.append("r", [b"1"])
-        await store.append("r", [b"2"])
+        await store.append("r", at(1, b"1"))
+        await store.append("r", at(1, b"2"))
         assert disk.syncs == 0
         await seconds.tick()
         assert disk.syncs == 2  # the file, and the directory with its name
         await seconds.tick()
         assert disk.syncs == 2
-        await store.append("r", [b"3"])
+        await store.append("r", at(1, b"3"))
         await store.release("r")
         assert disk.syncs == 3  # on release at the latest; its name is durable already
 
 
-async def test_a_sync_that_failed_in_the_background_is_told_to_the_next_writer(
+async def test_a_sync_that_failed_is_made_good_for_by_writing_the_log_anew(
     directory: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a failed sync the system may have dropped what it could not write, and the next sync
+    may succeed all the same: so the file can't be trusted any more, nor added to."""
+    seconds = Seconds(monkeypatch)
+    path = directory / "r.ylog"
+    async with FileStore(directory, fsync="everysec") as store:
+        await store.append("r", at(1, b"1"))
+        first = path.stat().st_ino
+        disk.broken = {"fsync"}
+        await seconds.tick()
+        await seconds.tick()
+        assert [record.levelno for record in caplog.records] == [logging.ERROR]
+        assert list(store.problems()) == ["r"]
+        assert "Input/output error" in store.problems()["r"]
+        with pytest.raises(StoreUnavailable, match="Input/output error"):
+            await store.append("r", at(1, b"2"))
+        with pytest.raises(StoreUnavailable, match="Input/output error"):
+            await store.release("r")
+        disk.broken = set()
+        await seconds.tick()
+        assert store.problems() == {}
+        assert path.stat().st_ino != first
+        await store.append("r", at(1, b"2"))
+        assert await load(store, "r") == [b"1", b"2"]
+    async with FileStore(directory) as store:
+        assert await load(store, "r") == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("who", ["writer", "release"])
+async def test_who_comes_first_makes_good_for_a_failed_sync(
+    directory: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     seconds = Seconds(monkeypatch)
     async with FileStore(directory, fsync="everysec") as store:
-        await store.append("r", [b"1"])
+        await store.append("r", at(1, b"1"))
         disk.broken = {"fsync"}
         await seconds.tick()
-        assert [record.levelno for record in caplog.records] == [logging.ERROR]
         disk.broken = set()
-        with pytest.raises(StoreUnavailable, match="failed before"):
-            await store.append("r", [b"2"])
-        with pytest.raises(StoreUnavailable, match="failed before"):
+        if who == "writer":
+            await store.append("r", at(1, b"2"))
+        else:
             await store.release("r")
-        # Those who wrote it come back with it; the room is then read anew.
+        assert store.problems() == {}
+        assert await load(store, "r") == [b"1", *[b"2"] * (who == "writer")]
+
+
+async def test_a_log_that_the_system_lost_is_not_written_anew(
+    directory: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = Seconds(monkeypatch)
+    async with FileStore(directory, fsync="everysec") as store:
+        await store.append("r", at(1, b"1", b"2"))
+        disk.broken = {"fsync"}
+        await seconds.tick()
+        disk.broken = set()
+        lost = bytearray((directory / "r.ylog").read_bytes())
+        lost[-1] ^= 1
+        (directory / "r.ylog").write_bytes(lost)
+        with pytest.raises(RoomCorrupt, match="lost"):
+            await store.append("r", at(1, b"3"))
+        assert (directory / "r.ylog").read_bytes() == lost
+
+
+# ---- compacting
+
+
+async def test_a_log_has_outgrown_its_document_at_twice_its_snapshot(directory: Path) -> None:
+    async with FileStore(directory, compact_from=1000) as store:
+        assert not store.outgrown("r")
+        await store.append("r", at(1, b"x" * 900))
+        assert not store.outgrown("r")
+        await store.append("r", at(1, b"x" * 100))
+        assert store.outgrown("r")
+        for release in (False, True):
+            await compact(store, "r", b"y" * 5000)
+            if release:
+                await store.release("r")
+                await load(store, "r")
+            await store.append("r", at(1, b"x" * 4900))
+            assert not store.outgrown("r")
+            await store.append("r", at(1, b"x" * 200))
+            assert store.outgrown("r")
+
+
+async def test_a_compaction_that_failed_is_not_tried_again_at_once(
+    directory: Path, disk: Disk
+) -> None:
+    async with FileStore(directory, compact_from=1000) as store:
+        await store.append("r", at(1, b"x" * 1000))
+        disk.room_for = 100
+        with pytest.raises(StoreUnavailable, match="No space left"):
+            await compact(store, "r", b"y" * 500)
+        disk.room_for = None
+        assert not store.outgrown("r")
+        await store.append("r", at(1, b"x" * 1000))
+        assert store.outgrown("r")
+        await compact(store, "r", b"y" * 500)
+        assert await load(store, "r") == [b"y" * 500]
+
+
+async def test_what_a_crash_left_of_a_compaction_is_removed(directory: Path) -> None:
+    await make_log(directory, [b"1"])
+    (directory / "r.new").write_bytes(b"half a snapshot")
+    async with FileStore(directory) as store:
+        assert not (directory / "r.new").exists()
         assert await load(store, "r") == [b"1"]
-        await store.append("r", [b"2"])
+
+
+async def test_what_is_read_back_of_a_snapshot_has_to_be_it(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FileStore(directory) as store:
+        await store.append("r", at(1, b"1"))
+        pwrite = os.pwrite
+
+        def lying(fd: int, data: memoryview, offset: int) -> int:
+            return pwrite(fd, bytes(data).replace(b"snap", b"lies"), offset)
+
+        monkeypatch.setattr(os, "pwrite", lying)
+        with pytest.raises(StoreUnavailable, match="does not hold"):
+            await compact(store, "r", b"snapshot")
+        assert await load(store, "r") == [b"1"]
+        assert not (directory / "r.new").exists()
+
+
+async def test_a_room_that_is_released_meanwhile_is_not_compacted(directory: Path) -> None:
+    async with FileStore(directory) as store:
+        await store.append("r", at(1, b"1"))
+
+        async def snapshot() -> StoredUpdate:
+            await store.release("r")
+            await store.append("r", at(1, b"2"))
+            return StoredUpdate(b"1", 1)
+
+        with pytest.raises(StoreUnavailable, match="closed while"):
+            await store.compact("r", snapshot)
         assert await load(store, "r") == [b"1", b"2"]
+
+
+async def test_history_has_no_gap(directory: Path) -> None:
+    """Who stops keeping it for a while would be told wrong things about that while."""
+    async with FileStore(directory, keep_history=True) as store:
+        await store.append("r", at(10, b"1"))
+        await compact(store, "r", b"1", time=15)
+    async with FileStore(directory) as store:
+        await store.append("r", at(20, b"2"))
+        await compact(store, "r", b"12", time=25)
+        assert await load(store, "r") == [b"12"]
+        assert [stored.update async for stored in store.load("r", at=22)] == [b"1", b"1", b"2"]
+
+
+async def test_what_is_kept_twice_after_a_crash_is_kept_once_more(directory: Path) -> None:
+    """It came after the log got its other name, and before the new one got the old name."""
+    async with FileStore(directory, keep_history=True) as store:
+        await store.append("r", at(10, b"1"))
+        await store.release("r")
+        (directory / "r.past").mkdir()
+        os.link(directory / "r.ylog", directory / "r.past" / "00000001")
+        await compact(store, "r", b"1", time=15)
+        assert os.listdir(directory / "r.past") == ["00000001"]
+        assert await load(store, "r") == [b"1"]
+
+
+# ---- repairing
+
+
+@pytest.mark.parametrize("harm", [_flip_in_the_middle, _of_a_longer_name, _of_another_room])
+async def test_a_damaged_log_is_repaired_with_what_can_be_read(directory: Path, harm: Harm) -> None:
+    path, ends = await make_log(directory, [b"one", b"two", b"bad", b"four"])
+    harm(path, ends)
+    damaged = path.read_bytes()
+    async with FileStore(directory) as store:
+        where = await store.repair("r", lambda update: update != b"bad")
+        assert Path(where).read_bytes() == damaged
+        assert Path(where).parent == directory / "r.damaged"
+        expected = {
+            _flip_in_the_middle: [b"one", b"four"],
+            _of_a_longer_name: [b"one", b"two", b"four"],
+            _of_another_room: [],
+        }
+        assert await load(store, "r") == expected[harm]
+        await store.append("r", at(1, b"five"))
+        assert await load(store, "r") == [*expected[harm], b"five"]
+        assert await store.repair("r", lambda _: True) != where
+        assert await rooms(store) == ["r"]
+        with pytest.raises(RoomNotFound):
+            await store.repair("other", lambda _: True)
+        await store.delete("r")
+    assert [file.name for file in directory.iterdir()] == [".lock"]
+
+
+async def test_a_damaged_log_gives_all_that_can_be_read_first(directory: Path) -> None:
+    path, ends = await make_log(directory, [b"one", b"two", b"three", b"four", b"five"])
+    data = bytearray(path.read_bytes())
+    data[ends[1] - 1] ^= 1
+    data[ends[3] - 1] ^= 1
+    path.write_bytes(data)
+    async with FileStore(directory) as store:
+        read: list[bytes] = []
+
+        async def read_all() -> None:
+            async for stored in store.load("r"):
+                read.append(stored.update)
+
+        with pytest.raises(RoomCorrupt, match=f"at byte {ends[0]} to {ends[1]}; .*`ycore repair`"):
+            await read_all()
+        assert read == [b"one", b"three", b"five"]
+        assert not (directory / "r.torn").exists()
+
+
+async def test_a_damaged_room_is_not_compacted(directory: Path) -> None:
+    path, ends = await make_log(directory, [b"one", b"two", b"three"])
+    _flip_in_the_middle(path, ends)
+    before = path.read_bytes()
+    async with FileStore(directory) as store:
+        with pytest.raises(RoomCorrupt):
+            await compact(store, "r", b"one")
+    assert path.read_bytes() == before
+
+
+async def test_damage_in_the_past_is_no_secret(directory: Path) -> None:
+    async with FileStore(directory, keep_history=True) as store:
+        await store.append("r", at(10, b"1", b"2", b"3"))
+        await compact(store, "r", b"123", time=15)
+        past = directory / "r.past" / "00000001"
+        data = bytearray(past.read_bytes())
+        data[-30] ^= 1
+        past.write_bytes(data)
+        assert await load(store, "r") == [b"123"]
+        with pytest.raises(RoomCorrupt, match=r"r\.past"):
+            _ = [stored async for stored in store.load("r", at=12)]
 
 
 async def test_loading_takes_little_memory(directory: Path) -> None:
@@ -533,14 +672,14 @@ async def test_loading_takes_little_memory(directory: Path) -> None:
     async with FileStore(directory, fsync="never") as store:
         update = os.urandom(1000)
         for _ in range(30):
-            await store.append("r", [update] * 1000)
+            await store.append("r", at(1, *[update] * 1000))
         await store.release("r")
         tracemalloc.start()
         try:
             count = 0
             async with aclosing(store.load("r")) as loading:  # type: ignore[type-var]
                 async for loaded in loading:
-                    count += loaded == update
+                    count += loaded.update == update
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

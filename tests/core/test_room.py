@@ -111,6 +111,57 @@ def test_a_step2_is_an_edit(room: Room) -> None:
     ]
 
 
+def acknowledging() -> Room:
+    return Room("doc", settings=Settings(acknowledge=True))
+
+
+def test_an_acknowledged_edit_costs_one_frame_for_all() -> None:
+    room = acknowledging()
+    author, other = enter(room), enter(room)
+    effects = room.receive(author, edit(A), now=0)
+    assert plain(effects) == [("persist", A), ("send", ("update", A), [author, other])]
+    assert len(effects) == 2
+
+
+def test_of_what_is_partly_known_the_author_hears_all_that_it_sent() -> None:
+    room = acknowledging()
+    author, other = enter(room), enter(room)
+    room.receive(author, edit(A), now=0)
+    both = merge_updates([A, B])
+    assert plain(room.receive(author, edit(both), now=0)) == [
+        ("persist", B),
+        ("send", ("update", both), [author]),
+        ("send", ("update", B), [other]),
+    ]
+    assert plain(room.receive(author, edit(both), now=0)) == [("send", ("update", both), [author])]
+    assert room.receive(author, edit(EMPTY), now=0) == []
+
+
+def test_who_is_not_synced_or_stalled_or_refused_gets_no_acknowledgement() -> None:
+    room = acknowledging()
+    other = enter(room)
+    author, _ = room.join(now=0)
+    assert plain(room.receive(author, edit(A), now=0))[1:] == [("send", ("update", A), [other])]
+    room.stall(other, now=0)
+    assert plain(room.receive(other, edit(B), now=0)) == [("persist", B)]
+    reader = enter(room, read_only=True)
+    assert plain(room.receive(reader, edit(C), now=0)) == [("send", ("denied",), [reader])]
+
+
+def test_in_a_room_opened_for_reading_nobody_edits() -> None:
+    room = Room("doc", loading=True)
+    member, _ = room.join(now=0)
+    other, _ = room.join(now=0)
+    room.load(A)
+    room.receive(member, edit(B), now=0)
+    effects = room.opened(now=0, read_only="the disk is sick")
+    [denied] = [e for e in effects if plain([e])[0][1] == ("denied",)]
+    assert b"the disk is sick: the edit was refused" in denied.frame
+    assert plain(room.receive(other, step1(), now=0)) == [("send", ("step2", A), [other])]
+    assert room.receive(other, SyncStep2(A).encode(), now=0) == []
+    assert room.counters.refused_updates == 1
+
+
 def test_what_is_known_is_neither_persisted_nor_sent(room: Room) -> None:
     author, other = enter(room), enter(room)
     room.receive(author, edit(A), now=0)
@@ -431,7 +482,7 @@ def test_unknown_messages_are_counted_and_dropped() -> None:
     assert room.counters.unknown_messages == 1
     frame = edit(A) + Custom(102, b"\x01\x05").encode()
     assert room.receive(member, frame, now=0) == [
-        Persist(A),
+        Persist(A, member),
         CustomMessage(member, 102, b"\x01\x05"),
     ]
 
@@ -833,7 +884,7 @@ def test_what_fits_or_cant_be_told_is_taken(room: Room) -> None:
         update({(6, 0): [item(text("x")), skip(3), item(text("x"), origin=(6, 2))]}),
         update({(6, 9): [item(text("x"), origin=(6, 4))]}),
     ):
-        assert room.receive(author, edit(fine), now=0) == [Persist(fine)]
+        assert room.receive(author, edit(fine), now=0) == [Persist(fine, author)]
 
 
 def test_many_items_are_looked_at_step_by_step(room: Room) -> None:

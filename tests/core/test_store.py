@@ -29,6 +29,7 @@ from ycore import (
     encode_state_vector_from_update,
     merge_updates,
 )
+from ycore.steps import Steps, finish
 from ycore.updates import decode_state_vector, encode_state_vector, parse_update
 from ycore.updates._runs import run_of
 
@@ -40,6 +41,71 @@ def filled(*updates: bytes) -> StructStore:
     for data in updates:
         store.add(data)
     return store
+
+
+# ---- snapshots
+
+FULL = (
+    update({(1, 0): [item(text("ab"))], (3, 5): [gc(2)]}, {2: [(0, 3)], 9: [(1, 2), (4, 5)]}),
+    update({(1, 4): [gc(1)], (7, 0): [gc(1)]}, {2: [(9, 10)]}),
+)
+
+
+def test_a_snapshot_is_all_there_is() -> None:
+    store = filled(*FULL)
+    assert finish(store.snapshot_steps()) == store.encode()
+    assert finish(StructStore().snapshot_steps()) == EMPTY
+
+
+def test_what_comes_while_a_snapshot_is_made_does_no_harm() -> None:
+    news = [update({(client, 0): [gc(1)]}, {client: [(5, 6)]}) for client in (1, 50, 51)]
+    pauses = sum(1 for _ in filled(*FULL).snapshot_steps())
+    assert pauses > 1
+    for before in range(pauses + 1):
+        store = filled(*FULL)
+        whole = store.encode()
+        steps = store.snapshot_steps()
+        for _ in range(before):
+            next(steps)
+        for new in news:
+            store.add(new)
+        assert filled(finish(steps)).add(whole) is None
+
+
+def _many_clients() -> StructStore:
+    return filled(update({(client, 0): [gc(1)] for client in range(1, 3000)}))
+
+
+def test_a_snapshot_of_many_clients_pauses() -> None:
+    steps = _many_clients().snapshot_steps()
+    pauses = sum(1 for _ in steps)
+    assert pauses >= 4
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        EMPTY,
+        b"\xff",
+        EMPTY + b"\x00",
+        FULL[0],
+        filled(*FULL, update({}, {2: [(3, 9)]})).encode()[:-1] + b"\x00",
+        filled(FULL[1], update({(1, 0): [item(text("ab"))], (3, 5): [gc(1)]})).encode(),
+        filled(FULL[1], update({(1, 0): [item(text("ab"))], (3, 5): [gc(2)]})).encode(),
+    ],
+)
+def test_a_snapshot_that_lacks_something_is_none(
+    wrong: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(*FULL)
+
+    def steps(self: StructStore, known: object) -> Steps[bytes]:
+        yield
+        return wrong
+
+    monkeypatch.setattr(StructStore, "diff_steps", steps)
+    with pytest.raises(RuntimeError, match="snapshot"):
+        finish(store.snapshot_steps())
 
 
 # ---- what is new

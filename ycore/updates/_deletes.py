@@ -112,6 +112,9 @@ class ClientDeletes:
                 return False
         return True
 
+    def ranges(self) -> list[Range]:
+        return list(zip(self._starts, self._ends, strict=True))
+
     def encode_steps(self, client: int) -> Steps[bytes]:
         """This client's entry of an encoded delete set, in steps: all there was at the first."""
         if self._encoded is None:

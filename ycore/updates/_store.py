@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
+from ..errors import RemoteProtocolError
 from ..lib0 import read_var_uint, write_var_uint
 from ..steps import STEP, Steps, finish
 from ._deletes import ClientDeletes, Range, subtract, write_ranges
@@ -23,6 +24,8 @@ from ._grammar import (
     decode_state_vector,
     encode_state_vector,
     parse_update,
+    parse_update_steps,
+    parts_of,
 )
 from ._runs import Run, run_of
 
@@ -221,6 +224,38 @@ class StructStore:
             if not turn % STEP:
                 yield
         return b"".join((_count(sections), *done, _count(len(deletes)), *deletes))
+
+    def snapshot_steps(self) -> Steps[bytes]:
+        """`encode` in steps, for something to be put in the place of all that it says: the result
+        was seen to decode to all there was at the first step.
+
+        Raises:
+            RuntimeError: it was not: a bug, but what it was to replace still has everything.
+        """
+        structs = {c: [(run.start, run.end) for run in runs] for c, runs in self._clients.items()}
+        deletes = {client: deletes.ranges() for client, deletes in self._deletes.items()}
+        snapshot = yield from self.diff_steps({})
+        decoded = StructStore()
+        try:
+            for part in parts_of((yield from parse_update_steps(snapshot))):
+                decoded.add(part)
+                yield
+        except RemoteProtocolError as exc:
+            raise RuntimeError(f"the snapshot does not decode: {exc}") from exc
+        whole = (yield from decoded.diff_steps({})) == snapshot
+        for turn, (client, ranges) in enumerate(structs.items(), 1):
+            runs = decoded._clients.get(client, [])
+            whole = whole and bool(runs) and not any(_gaps(runs, *struct) for struct in ranges)
+            if not turn % STEP:
+                yield
+        for client, ranges in deletes.items():
+            known = decoded._deletes.get(client, ClientDeletes())
+            for done in range(0, len(ranges), STEP):
+                whole = whole and known.covers(ranges[done : done + STEP])
+                yield
+        if not whole:
+            raise RuntimeError("the snapshot does not decode to the same document")
+        return snapshot
 
 
 class _Piece(NamedTuple):

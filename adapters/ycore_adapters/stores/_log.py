@@ -4,16 +4,21 @@
     header := "ycorelog"  version u16  salt u32  nameLength u32  name (UTF-8)  crc u32
     record := length u32  kind u8  time u64  payloadCrc u32  headCrc u32  payload (length bytes)
 
+    kind   := 1 update, the payload: one edit
+            | 2 snapshot, the payload: an update with all there was
+            | 3 update with metadata, the payload: metadataLength u32  metadata  update
+
 Integers are little-endian. `time` is milliseconds since 1970. `crc` covers the header before it;
 `headCrc` the record's fields before it, `payloadCrc` the payload, both starting from the file's
 random salt, so that no payload can hold bytes that pass for a record.
 
 A writer that died leaves a torn tail: bytes behind the last whole record with no whole record after
-them. Bad bytes with a whole record after them are damage of another kind, and never skipped.
+them. Bad bytes with a whole record after them are damage of another kind, and never skipped unsaid.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
@@ -31,12 +36,15 @@ class Buffer(Protocol):
 MAGIC: Final = b"ycorelog"
 VERSION: Final = 1
 UPDATE: Final = 1
-"""The kind of a record whose payload is an update: one edit, or all of a document."""
+SNAPSHOT: Final = 2
+WITH_METADATA: Final = 3
+_KINDS: Final = (UPDATE, SNAPSHOT, WITH_METADATA)
+_ANY_KIND: Final = re.compile(b"[%b]" % bytes(_KINDS))
 
 _HEADER: Final = Struct("<8sHII")
 _HEAD: Final = Struct("<IBQI")
-_CRC: Final = Struct("<I")
-_HEAD_SIZE: Final = _HEAD.size + _CRC.size
+_INT: Final = Struct("<I")
+_HEAD_SIZE: Final = _HEAD.size + _INT.size
 _KIND_AT: Final = 4
 """Where in a record its kind is."""
 _SCAN_BYTES: Final = 64 * 1024
@@ -44,15 +52,16 @@ MAX_NAME: Final = 2**14
 """How many characters a room's name may have. An HTTP request could hardly carry more."""
 
 _MAX_NAME_BYTES: Final = 4 * MAX_NAME
-HEADER_SIZE: Final = _HEADER.size + _MAX_NAME_BYTES + _CRC.size
+HEADER_SIZE: Final = _HEADER.size + _MAX_NAME_BYTES + _INT.size
 """The largest a header can be, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    kind: int
+    is_snapshot: bool
     time: int
-    payload: bytes
+    update: bytes
+    metadata: bytes
     end: int
     """Where in the file the next record begins."""
 
@@ -76,12 +85,17 @@ class Damaged(LogError):
 def encode_header(name: str, salt: int) -> bytes:
     raw = name.encode("utf-8", "surrogatepass")
     head = _HEADER.pack(MAGIC, VERSION, salt, len(raw)) + raw
-    return head + _CRC.pack(crc32(head))
+    return head + _INT.pack(crc32(head))
 
 
-def encode_record(payload: bytes, *, time: int, salt: int, kind: int = UPDATE) -> bytes:
+def encode_record(
+    update: bytes, *, time: int, salt: int, metadata: bytes = b"", snapshot: bool = False
+) -> bytes:
+    kind, payload = SNAPSHOT if snapshot else UPDATE, update
+    if metadata:
+        kind, payload = WITH_METADATA, _INT.pack(len(metadata)) + metadata + update
     head = _HEAD.pack(len(payload), kind, time, crc32(payload, salt))
-    return b"".join((head, _CRC.pack(crc32(head, salt)), payload))
+    return b"".join((head, _INT.pack(crc32(head, salt)), payload))
 
 
 def decode_header(data: Buffer) -> tuple[str, int, int]:
@@ -93,9 +107,11 @@ def decode_header(data: Buffer) -> tuple[str, int, int]:
     """
     size = len(data)
     if size < _HEADER.size:
-        if not MAGIC.startswith(data[: len(MAGIC)]):
+        if not (MAGIC.startswith(data[: len(MAGIC)]) or _is_blank(data)):
             raise Damaged(0, "no ycore log")
         raise TornTail(0, "incomplete header")
+    if _is_blank(data):
+        raise TornTail(0, "blank header")
     magic, version, salt, length = _HEADER.unpack(data[: _HEADER.size])
     if magic != MAGIC:
         raise Damaged(0, "no ycore log")
@@ -104,13 +120,25 @@ def decode_header(data: Buffer) -> tuple[str, int, int]:
     end = _HEADER.size + length
     if length > _MAX_NAME_BYTES:
         raise Damaged(0, "broken header")
-    if size < end + _CRC.size:
-        if _whole_record_after(data, _HEADER.size, salt):  # then the length is what is broken
+    if size < end + _INT.size:
+        if next_record(data, _HEADER.size, salt) is not None:  # the length is what is broken
             raise Damaged(0, "broken header")
         raise TornTail(0, "incomplete header")
-    if crc32(data[:end]) != _CRC.unpack(data[end : end + _CRC.size])[0]:
+    if crc32(data[:end]) != _INT.unpack(data[end : end + _INT.size])[0]:
         raise Damaged(0, "broken header")
-    return data[_HEADER.size : end].decode("utf-8", "surrogatepass"), salt, end + _CRC.size
+    return data[_HEADER.size : end].decode("utf-8", "surrogatepass"), salt, end + _INT.size
+
+
+def salt_of(data: Buffer) -> int:
+    """What is in the place of the salt, of a header that is broken perhaps elsewhere."""
+    return int(_HEADER.unpack(data[: _HEADER.size].ljust(_HEADER.size, b"\0"))[2])
+
+
+def _is_blank(data: Buffer) -> bool:
+    """Whether it is all zeros: a file system may have made the file longer, and then lost power
+    before it wrote what belongs there."""
+    step = _SCAN_BYTES
+    return not any(data[at : at + step].strip(b"\0") for at in range(0, len(data), step))
 
 
 def decode_records(data: Buffer, start: int, salt: int) -> Iterator[Record]:
@@ -122,51 +150,46 @@ def decode_records(data: Buffer, start: int, salt: int) -> Iterator[Record]:
     pos = start
     size = len(data)
     while pos < size:
-        head = _decode_head(data, pos, salt)
-        if head is None:
-            if _whole_record_after(data, pos, salt):
+        record = _decode_record(data, pos, salt)
+        if record is None:
+            after = next_record(data, pos, salt)
+            if after is not None:
                 raise Damaged(pos, "broken record")
             raise TornTail(pos, "incomplete record")
-        length, kind, time, payload_crc = head
-        begin = pos + _HEAD_SIZE
-        end = begin + length
-        if end > size:
-            raise TornTail(pos, "incomplete record")
-        payload = data[begin:end]
-        if crc32(payload, salt) != payload_crc:
-            if _whole_record_after(data, pos, salt):
-                raise Damaged(pos, "broken record")
-            raise TornTail(pos, "incomplete record")
-        if kind != UPDATE:
-            raise Damaged(pos, f"record of unknown kind {kind}")
-        yield Record(kind, time, payload, end)
-        pos = end
+        yield record
+        pos = record.end
 
 
-def _decode_head(data: Buffer, pos: int, salt: int) -> tuple[int, int, int, int] | None:
-    head = data[pos : pos + _HEAD_SIZE]
-    if len(head) < _HEAD_SIZE:
-        return None
-    if crc32(head[: _HEAD.size], salt) != _CRC.unpack_from(head, _HEAD.size)[0]:
-        return None
-    length, kind, time, payload_crc = _HEAD.unpack_from(head)
-    return length, kind, time, payload_crc
-
-
-def _whole_record_after(data: Buffer, pos: int, salt: int) -> bool:
-    """Whether a whole record begins anywhere behind `pos`.
+def next_record(data: Buffer, pos: int, salt: int) -> int | None:
+    """Where behind `pos` the first whole record begins, if there is one.
 
     Looks for the kind alone first: tails are long, and often mostly zeros.
     """
     for start in range(pos + 1, len(data), _SCAN_BYTES):
         chunk = data[start : start + _SCAN_BYTES + _KIND_AT + 1]
-        found = chunk.find(UPDATE, _KIND_AT)
-        while found >= 0:
-            at = start + found - _KIND_AT
-            head = _decode_head(data, at, salt)
-            if head is not None:
-                payload = data[at + _HEAD_SIZE : at + _HEAD_SIZE + head[0]]
-                if len(payload) == head[0] and crc32(payload, salt) == head[3]:
-                    return True
-            found = chunk.find(UPDATE, found + 1)
-    return False
+        for found in _ANY_KIND.finditer(chunk, _KIND_AT):
+            at = start + found.start() - _KIND_AT
+            if _decode_record(data, at, salt) is not None:
+                return at
+    return None
+
+
+def _decode_record(data: Buffer, pos: int, salt: int) -> Record | None:
+    head = data[pos : pos + _HEAD_SIZE]
+    if (
+        len(head) < _HEAD_SIZE
+        or crc32(head[: _HEAD.size], salt) != _INT.unpack_from(head, _HEAD.size)[0]
+    ):
+        return None
+    length, kind, time, payload_crc = _HEAD.unpack_from(head)
+    begin = pos + _HEAD_SIZE
+    payload = data[begin : begin + length] if begin + length <= len(data) else None
+    if payload is None or crc32(payload, salt) != payload_crc:
+        return None
+    metadata = b""
+    if kind == WITH_METADATA and length >= _INT.size:
+        cut = _INT.size + _INT.unpack_from(payload)[0]
+        metadata, payload = payload[_INT.size : cut], payload[cut:]
+    elif kind not in _KINDS:
+        raise Damaged(pos, f"record of kind {kind}, which only a later ycore knows,")
+    return Record(kind == SNAPSHOT, time, payload, metadata, begin + length)

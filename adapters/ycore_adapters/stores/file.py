@@ -8,18 +8,29 @@ What is promised, by `fsync` policy, once `append` has returned (compare Redis's
 
 A batch of updates is one write. What a dead writer left behind the last whole record is cut off
 when the room is next loaded, after a copy was put beside the log, and a warning logged. A log that
-is damaged otherwise is left as it is, and its room refused (`RoomCorrupt`). One process owns the
-directory, by a lock that ends with the process.
+is damaged otherwise is left as it is: `load` gives what can be read and then raises `RoomCorrupt`,
+and nothing is appended before `repair`. A sync that failed is made good for by writing the log
+anew; until that succeeds, nothing is appended. One process owns the directory, by a lock that ends
+with the process.
+
+A log that has grown to twice its last snapshot is compacted when somebody calls `compact`, as the
+driver does: beside, while appending goes on; see `_logfile`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -29,220 +40,41 @@ import anyio
 from anyio import to_thread
 from filelock import FileLock, Timeout
 
-from . import RoomCorrupt, RoomNotFound, Store, StoreUnavailable
-from ._log import (
-    HEADER_SIZE,
-    MAX_NAME,
-    Damaged,
-    TornTail,
-    decode_header,
-    decode_records,
-    encode_header,
-    encode_record,
-)
+from ._log import HEADER_SIZE, MAX_NAME, Damaged, TornTail, decode_header
+from ._logfile import NEW, SUFFIX, LogFile, translated
 from ._names import file_name, room_name
+from .interface import RoomNotFound, Store, StoredUpdate, StoreError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
 Fsync: TypeAlias = Literal["always", "everysec", "never"]
 
-_SUFFIX: Final = ".ylog"
 _SYNC_EVERY: Final = 1.0
 """Seconds between syncs under `everysec`."""
+_SYNCS_AT_ONCE: Final = 8
+"""How many files are synced at the same time: file systems make one effort of several."""
 _INLINE_BYTES: Final = 256 * 1024
 """A write of up to so much goes to the page cache at once; a larger one is worth a thread."""
 _READ_BYTES: Final = 1024 * 1024
-"""How much is read from a log in one go, in a thread."""
+"""How many bytes of updates are read in one go, in a thread."""
+_REST_BYTES: Final = 64 * 1024
+"""How much of a compacted log may be left to be copied while appending waits."""
 
 
-@contextmanager
-def _translated(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise StoreUnavailable(f"{doing}: {exc.strerror or exc}") from exc
-
-
-class _Bytes:
-    """A file as a sequence of bytes, read through a window. (A memory map would do, but kills the
-    process when the disk has a read error.)"""
-
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd = fd
-        self._size = size
-        self._window = b""
-        self._at = 0
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, key: slice) -> bytes:
-        start, stop, _ = key.indices(self._size)
-        if start < self._at or stop > self._at + len(self._window):
-            with _translated("can't read a log"):
-                self._window = os.pread(self._fd, max(stop - start, _READ_BYTES), start)
-            self._at = start
-        return self._window[start - self._at : stop - self._at]
-
-
-class _Log:
-    """The log file of one room. Blocking."""
-
-    def __init__(self, room: str, path: Path) -> None:
-        self.room = room
-        self.path = path
-        self.in_use = anyio.Lock()
-        """Held while syncing and while closing, which must not meet."""
-        self.dirty = False
-        """Whether something was written that was not synced."""
-        self._salt = 0
-        self._size: int | None = None
-        """How much of the file is whole records (and the header): 0 if there is no file yet, None
-        while that is not known. Whatever is behind it gets overwritten."""
-        self._untidy = False
-        """Whether a write failed, and what it left behind `_size` could not be taken back."""
-        self._is_new = False
-        """Whether the file's name is perhaps not durable yet."""
-        self.failed = False
-        """Whether a sync failed: what the disk now has of the file is anyone's guess."""
-        self._fd: int | None = None
-
-    @property
-    def is_read(self) -> bool:
-        """Whether `append` can go on where the file ends, or has to read it first."""
-        return self._size is not None
-
-    def read(self) -> Generator[bytes, None, None]:
-        """The updates in the file. At its end, cuts off a torn tail."""
-        self.close()
-        with _translated(f"can't read {self.path}"):
-            try:
-                self._fd = os.open(self.path, os.O_RDWR)
-            except FileNotFoundError:
-                self._size = 0
-                raise RoomNotFound(f"there is no {self.path}") from None
-            data = _Bytes(self._fd, os.fstat(self._fd).st_size)
-        try:
-            name, self._salt, size = decode_header(data)
-            if name != self.room:
-                raise Damaged(0, f"log of the room {name!r}")
-            for record in decode_records(data, size, self._salt):
-                yield record.payload
-                size = record.end
-        except Damaged as exc:
-            raise RoomCorrupt(f"{self.path}: {exc}") from exc
-        except TornTail as exc:
-            size = exc.offset
-            self._cut(size, data[size:])
-        self._size = size
-
-    def _cut(self, offset: int, tail: bytes) -> None:
-        assert self._fd is not None
-        with _translated(f"can't cut the torn tail of {self.path}"):
-            if tail:
-                with open(self.path.with_suffix(".torn"), "ab") as beside:
-                    beside.write(tail)
-            os.ftruncate(self._fd, offset)
-            os.fsync(self._fd)
-        logger.warning(
-            "torn tail cut room=%r file=%s at=%d bytes=%d", self.room, self.path, offset, len(tail)
-        )
-
-    def append(self, updates: Sequence[bytes], *, sync: bool) -> None:
-        """Write the updates in one go. If it fails, the file is as it was."""
-        if self._size is None:
-            with suppress(RoomNotFound):
-                for _ in self.read():
-                    pass
-        assert self._size is not None
-        if self.failed:
-            raise StoreUnavailable(f"can't write {self.path}: syncing it failed before")
-        with _translated(f"can't write {self.path}"):
-            head = b""
-            if self._size == 0:
-                self._salt = secrets.randbits(32)
-                head = encode_header(self.room, self._salt)
-            now = time.time_ns() // 1_000_000
-            records = [encode_record(update, time=now, salt=self._salt) for update in updates]
-            if self._fd is None:
-                self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o640)
-            at = self._size
-            try:
-                if self._untidy:
-                    os.ftruncate(self._fd, self._size)
-                    self._untidy = False
-                view = memoryview(b"".join((head, *records)))
-                while view:
-                    written = os.pwrite(self._fd, view, at)
-                    view = view[written:]
-                    at += written
-                if sync:
-                    os.fsync(self._fd)
-                    if head:
-                        _sync_directory(self.path.parent)
-            except OSError:
-                self._take_back()
-                raise
-        self._size = at
-        self._is_new = self._is_new or (bool(head) and not sync)
-        self.dirty = self.dirty or not sync
-
-    def _take_back(self) -> None:
-        """Remove what a failed write has left; if that fails too, the next one does it."""
-        self._untidy = True
-        assert self._fd is not None
-        with suppress(OSError):
-            if self._size:
-                os.ftruncate(self._fd, self._size)
-            else:
-                self.path.unlink()
-                os.close(self._fd)
-                self._fd = None
-            self._untidy = False
-
-    def sync(self) -> None:
-        """Make durable what was written."""
-        if self._fd is None or not self.dirty:
-            return
-        self.dirty = False
-        with _translated(f"can't sync {self.path}"):
-            try:
-                os.fsync(self._fd)
-                if self._is_new:
-                    _sync_directory(self.path.parent)
-                    self._is_new = False
-            except OSError:
-                self.failed = True
-                raise
-
-    def close(self) -> None:
-        if self._fd is not None:
-            if self._untidy:
-                self._take_back()
-            if self._fd is not None:
-                os.close(self._fd)
-                self._fd = None
-        self._size = None
-
-
-def _sync_directory(path: Path) -> None:
-    """Make the names in a directory as durable as the files' content."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _take(updates: Iterator[bytes], size: int) -> list[bytes]:
-    """The next updates, of `size` bytes or a little more; none at the end."""
+def _take(
+    updates: Iterator[StoredUpdate], size: int
+) -> tuple[list[StoredUpdate], StoreError | None]:
+    """The next updates, of `size` bytes or a little more; none at the end. And what came then."""
     taken = []
-    for update in updates:
-        taken.append(update)
-        size -= len(update)
-        if size <= 0:
-            break
-    return taken
+    try:
+        for update in updates:
+            taken.append(update)
+            size -= len(update.update)
+            if size <= 0:
+                break
+    except StoreError as exc:
+        return taken, exc
+    return taken, None
 
 
 class FileStore(Store):
@@ -251,18 +83,32 @@ class FileStore(Store):
     Args:
         directory: where the logs are.
         fsync: see the top of this module.
+        keep_history: whether compaction keeps what it replaces, so that `load` can tell what a
+            room was at any time. A room whose history was kept once goes on keeping it.
+        compact_from: how many bytes a log has at least before it is worth compacting.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, fsync: Fsync = "everysec") -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        fsync: Fsync = "everysec",
+        keep_history: bool = False,
+        compact_from: int = 256 * 1024,
+    ) -> None:
         self.directory = Path(directory)
         self.fsync: Fsync = fsync
-        self._logs: dict[str, _Log] = {}
+        self.keep_history = keep_history
+        self.compact_from = compact_from
+        self._logs: dict[str, LogFile] = {}
+        self._compact_again: dict[str, int] = {}
+        """Room -> how long its log is to be before compacting is tried again, after it failed."""
         self._is_open = False
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            with _translated(f"can't use the data directory {self.directory}"):
+            with translated(f"can't use the data directory {self.directory}"):
                 self.directory.mkdir(parents=True, exist_ok=True)
                 lock = FileLock(self.directory / ".lock", blocking=False)
                 try:
@@ -271,7 +117,9 @@ class FileStore(Store):
                     raise StoreUnavailable(
                         f"the data directory {self.directory} is in use by another process"
                     ) from None
-            stack.callback(lock.release)
+                stack.callback(lock.release)
+                for unfinished in self.directory.glob(f"*{NEW}"):
+                    unfinished.unlink(missing_ok=True)
             stack.push_async_callback(self._close)
             if self.fsync == "everysec":
                 tasks = await stack.enter_async_context(anyio.create_task_group())
@@ -289,59 +137,72 @@ class FileStore(Store):
     ) -> None:
         await self._stack.__aexit__(exc_type, exc, traceback)
 
-    async def load(self, room: str) -> AsyncGenerator[bytes, None]:
-        updates = self._log(room).read()
+    async def load(
+        self, room: str, *, at: float | None = None
+    ) -> AsyncGenerator[StoredUpdate, None]:
+        updates = self._log(room).read(None if at is None else round(at * 1000))
         try:
-            while batch := await to_thread.run_sync(_take, updates, _READ_BYTES):
+            more = True
+            while more:
+                batch, error = await to_thread.run_sync(_take, updates, _READ_BYTES)
                 for update in batch:
                     yield update
+                if error is not None:
+                    raise error
+                more = bool(batch)
         finally:
             updates.close()
 
-    async def append(self, room: str, updates: Sequence[bytes]) -> None:
+    async def append(self, room: str, updates: Sequence[StoredUpdate]) -> None:
         log = self._log(room)
         sync = self.fsync == "always"
-        if sync or not log.is_read or sum(map(len, updates)) > _INLINE_BYTES:
-            await to_thread.run_sync(partial(log.append, updates, sync=sync))
-        else:
-            log.append(updates, sync=False)
+        if log.failure is not None:
+            async with log.in_use, log.writing:
+                await to_thread.run_sync(log.sync)
+        async with log.writing:
+            size = sum(len(update.update) for update in updates)
+            if sync or log.size is None or size > _INLINE_BYTES:
+                await to_thread.run_sync(partial(log.append, updates, sync=sync))
+            else:
+                log.append(updates, sync=False)
 
-    async def replace(self, room: str, update: bytes) -> None:
-        path = self._path(room)
-        await self.release(room)
-        beside = _Log(room, path.with_suffix(".new"))
-        await to_thread.run_sync(self._replace, beside, path, update)
-
-    @staticmethod
-    def _replace(beside: _Log, path: Path, update: bytes) -> None:
-        with _translated(f"can't replace {path}"):
-            beside.path.unlink(missing_ok=True)
+    async def compact(self, room: str, snapshot: Callable[[], Awaitable[StoredUpdate]]) -> None:
+        log = self._log(room)
+        if log.size is None:
+            async with log.writing:
+                await to_thread.run_sync(log.find_end)
+        copied = log.size
+        if not copied:
+            raise RoomNotFound(f"there is no {log.path}")
+        self._compact_again[room] = copied + self.compact_from
+        beside = await to_thread.run_sync(log.write_snapshot, await snapshot())
         try:
-            beside.append([update], sync=True)
-            with _translated(f"can't replace {path}"):
-                beside.path.replace(path)
-                _sync_directory(path.parent)
+            while (log.size or 0) - copied > _REST_BYTES:
+                copied = await to_thread.run_sync(log.copy_to, beside, copied)
+            async with log.in_use, log.writing:
+                await to_thread.run_sync(log.replace_by, beside, copied)
         finally:
-            beside.close()
+            beside.discard()
+        self._compact_again.pop(room, None)
+
+    def outgrown(self, room: str) -> bool:
+        log = self._logs.get(room)
+        if log is None or log.size is None or log.size < self.compact_from:
+            return False
+        return log.size >= max(2 * log.snapshot, self._compact_again.get(room, 0))
 
     async def delete(self, room: str) -> None:
-        path = self._path(room)
+        log = self._log(room)
         await self.release(room)
-        with _translated(f"can't delete {path}"):
-            try:
-                path.unlink()
-            except FileNotFoundError:
-                raise RoomNotFound(f"there is no {path}") from None
-            path.with_suffix(".torn").unlink(missing_ok=True)
-            await to_thread.run_sync(_sync_directory, self.directory)
+        await to_thread.run_sync(log.delete)
 
     async def rooms(self) -> AsyncIterator[str]:
-        with _translated(f"can't list {self.directory}"):
-            paths = sorted(self.directory.glob(f"*{_SUFFIX}"))
+        with translated(f"can't list {self.directory}"):
+            paths = sorted(self.directory.glob(f"*{SUFFIX}"))
         for path in paths:
-            room = room_name(path.name.removesuffix(_SUFFIX))
+            room = room_name(path.name.removesuffix(SUFFIX))
             if room is None:
-                with _translated(f"can't read {path}"), path.open("rb") as file:
+                with translated(f"can't read {path}"), path.open("rb") as file:
                     head = await to_thread.run_sync(file.read, HEADER_SIZE)
                 try:
                     room = decode_header(head)[0]
@@ -351,45 +212,69 @@ class FileStore(Store):
                 yield room
 
     async def release(self, room: str) -> None:
-        log = self._logs.pop(room, None)
+        log = self._logs.get(room)
         if log is not None:
-            async with log.in_use:
-                try:
-                    if log.failed:
-                        raise StoreUnavailable(f"syncing {log.path} failed before")
-                    if self.fsync != "never":
-                        await to_thread.run_sync(log.sync)
-                finally:
-                    log.close()
+            async with log.in_use, log.writing:
+                if self.fsync != "never" or log.failure is not None:
+                    await to_thread.run_sync(log.sync)
+                log.close()
+            if self._logs.get(room) is log:
+                del self._logs[room]
+            self._compact_again.pop(room, None)
+
+    async def repair(self, room: str, keep: Callable[[bytes], bool]) -> str:
+        log = self._log(room)
+        await self.release(room)
+        return str(await to_thread.run_sync(log.repair, keep))
+
+    def problems(self) -> Mapping[str, str]:
+        return {room: log.failure for room, log in self._logs.items() if log.failure is not None}
 
     def _path(self, room: str) -> Path:
         if not self._is_open:
             raise StoreUnavailable(f"the store in {self.directory} is closed")
         if len(room) > MAX_NAME:
             raise StoreUnavailable(f"the room name {room[:20]!r}... is too long for a file")
-        return self.directory / (file_name(room) + _SUFFIX)
+        return self.directory / (file_name(room) + SUFFIX)
 
-    def _log(self, room: str) -> _Log:
+    def _log(self, room: str) -> LogFile:
         log = self._logs.get(room)
         if log is None:
-            log = self._logs[room] = _Log(room, self._path(room))
+            path = self._path(room)
+            log = self._logs[room] = LogFile(room, path, keep_history=self.keep_history)
         return log
 
     async def _sync_every_second(self) -> None:
         while True:
             await anyio.sleep(_SYNC_EVERY)
-            for room_log in [log for log in self._logs.values() if log.dirty]:
-                async with room_log.in_use:
-                    try:
-                        await to_thread.run_sync(room_log.sync)
-                    except StoreUnavailable as exc:
-                        logger.error("sync failed room=%r error=%r", room_log.room, str(exc))
+            await self._sync_all()
+
+    async def _sync_all(self) -> None:
+        limiter = anyio.CapacityLimiter(_SYNCS_AT_ONCE)
+        async with anyio.create_task_group() as tasks:
+            for log in self._logs.values():
+                if log.dirty or log.failure is not None:
+                    tasks.start_soon(self._sync, log, limiter)
+
+    async def _sync(self, log: LogFile, limiter: anyio.CapacityLimiter) -> None:
+        had_failed = False
+        try:
+            async with log.in_use, AsyncExitStack() as stack:
+                if had_failed := log.failure is not None:  # what it does then is no mere sync
+                    await stack.enter_async_context(log.writing)
+                await to_thread.run_sync(log.sync, limiter=limiter)
+        except StoreError as exc:
+            if not had_failed:
+                logger.error("sync failed room=%r error=%r", log.room, str(exc))
 
     async def _close(self) -> None:
-        self._is_open = False
         with anyio.CancelScope(shield=True):
-            for room in tuple(self._logs):
+            if self.fsync != "never":
+                await self._sync_all()
+            self._is_open = False
+            for room, log in tuple(self._logs.items()):
                 try:
                     await self.release(room)
-                except StoreUnavailable as exc:
+                except StoreError as exc:
                     logger.error("sync failed room=%r error=%r", room, str(exc))
+                    log.close()

@@ -1,0 +1,456 @@
+"""A store in one SQLite database: many rooms in one file, which other programs can read too.
+
+What is promised, by `fsync` policy, is what the file store promises: `always` has every commit
+synced, `everysec` has SQLite's write-ahead log synced once a second (by a checkpoint), `never`
+leaves it to the system.
+
+Appends that come while a commit is under way are committed together by the next one, whatever their
+rooms. One call is carried out after the other: that is how SQLite writes anyway. Each update has a
+checksum, since SQLite has none. One process owns the database, by a lock beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, closing
+from functools import partial
+from pathlib import Path
+from time import time_ns
+from types import TracebackType
+from typing import Final, Self, TypeVar
+from zlib import crc32
+
+import anyio
+from anyio import to_thread
+from filelock import FileLock, Timeout
+
+from .file import Fsync
+from .interface import (
+    HistoryNotKept,
+    RoomCorrupt,
+    RoomNotFound,
+    Store,
+    StoredUpdate,
+    StoreError,
+    StoreUnavailable,
+)
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_APPLICATION_ID: Final = 0x79636F72
+"""Tells SQLite's files of ours from others: "ycor"."""
+_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE rooms (
+    id INTEGER PRIMARY KEY,
+    name BLOB NOT NULL UNIQUE,  -- UTF-8, with surrogates
+    snapshot INTEGER NOT NULL DEFAULT 0,  -- the update that has all before it; 0 if there is none
+    bytes INTEGER NOT NULL DEFAULT 0,  -- of the updates from there on
+    snapshot_bytes INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE updates (
+    room INTEGER NOT NULL REFERENCES rooms (id),
+    id INTEGER NOT NULL,  -- in each room, even: an update; odd: a snapshot of all before it
+    time INTEGER NOT NULL,  -- milliseconds since 1970
+    data BLOB NOT NULL,  -- "update" is a word of SQL's
+    metadata BLOB NOT NULL,
+    crc INTEGER NOT NULL,  -- CRC-32 of data and metadata
+    PRIMARY KEY (room, id)
+) WITHOUT ROWID;
+CREATE TABLE damaged AS SELECT *, 0 AS put_aside FROM updates;  -- by a repair, when
+"""
+_SYNCHRONOUS: Final[dict[Fsync, str]] = {"always": "FULL", "everysec": "NORMAL", "never": "OFF"}
+_SYNC_EVERY: Final = 1.0
+"""Seconds between syncs under `everysec`."""
+_READ_BYTES: Final = 1024 * 1024
+"""How many bytes of updates are read in one go."""
+
+
+class _Append:
+    """Updates that wait to be committed."""
+
+    def __init__(self, room: str, updates: Sequence[StoredUpdate]) -> None:
+        self.room = room
+        self.updates = updates
+        self.done = False
+        self.error: StoreError | None = None
+
+
+class SQLiteStore(Store):
+    """Rooms in a database file, which is made if it is not there.
+
+    Args:
+        path: the database. SQLite has two more files beside it while it is open.
+        fsync: see the top of this module.
+        keep_history: whether compaction keeps what it replaces, so that `load` can tell what a
+            room was at any time. A room whose history was kept once goes on keeping it.
+        compact_from: how many bytes of updates a room has at least before it is worth compacting.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fsync: Fsync = "everysec",
+        keep_history: bool = False,
+        compact_from: int = 256 * 1024,
+    ) -> None:
+        self.path = Path(path)
+        self.fsync: Fsync = fsync
+        self.keep_history = keep_history
+        self.compact_from = compact_from
+        self._db: sqlite3.Connection | None = None
+        self._lock = anyio.Lock()
+        """Held while the database is used."""
+        self._waiting: list[_Append] = []
+        self._sizes: dict[str, tuple[int, int]] = {}
+        """Room -> bytes of its updates from the last snapshot on, and of that snapshot."""
+        self._unsynced: set[str] = set()
+        self._failure: str | None = None
+        """Why syncing failed, since it does."""
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            lock = FileLock(f"{self.path}.lock", blocking=False)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+            except Timeout:
+                raise StoreUnavailable(
+                    f"the database {self.path} is in use by another process"
+                ) from None
+            except OSError as exc:
+                raise StoreUnavailable(f"can't use {self.path}: {exc.strerror or exc}") from exc
+            stack.callback(lock.release)
+            self._db = await to_thread.run_sync(self._open)
+            stack.push_async_callback(self._close)
+            if self.fsync == "everysec":
+                tasks = await stack.enter_async_context(anyio.create_task_group())
+                stack.callback(tasks.cancel_scope.cancel)
+                tasks.start_soon(self._sync_every_second)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(exc_type, exc, traceback)
+
+    # -- the interface
+
+    async def load(
+        self, room: str, *, at: float | None = None
+    ) -> AsyncGenerator[StoredUpdate, None]:
+        until = None if at is None else round(at * 1000)
+        key: tuple[int, int] | None = await self._run(self._begin, room, until)
+        damage: list[int] = []
+        found = False
+        while key is not None:
+            batch, key = await self._run(self._read, key, until, damage)
+            for update in batch:
+                found = True
+                yield update
+        if damage:
+            which = ", ".join(map(str, damage))
+            raise RoomCorrupt(
+                f"{self.path}: of the room {room!r} these updates can't be read: {which}. "
+                "`ycore repair` keeps the others"
+            )
+        if not found and at is not None:
+            raise RoomNotFound(f"the room {room!r} had nothing yet at {at:.3f}")
+
+    async def append(self, room: str, updates: Sequence[StoredUpdate]) -> None:
+        append = _Append(room, updates)
+        self._waiting.append(append)
+        async with self._lock:
+            if not append.done:
+                batch, self._waiting = self._waiting, []
+                with anyio.CancelScope(shield=True):  # others wait for it too
+                    await to_thread.run_sync(self._commit, batch)
+        if append.error is not None:
+            raise append.error
+
+    async def compact(self, room: str, snapshot: Callable[[], Awaitable[StoredUpdate]]) -> None:
+        key, last = await self._run(self._last, room)
+        await self._run(self._compact, room, key, last, await snapshot())
+
+    async def delete(self, room: str) -> None:
+        await self._run(self._delete, room)
+
+    async def rooms(self) -> AsyncIterator[str]:
+        for name in await self._run(self._rooms):
+            yield name
+
+    async def release(self, room: str) -> None:
+        if room in self._unsynced:
+            await self._sync()
+        self._sizes.pop(room, None)
+
+    def outgrown(self, room: str) -> bool:
+        size, snapshot = self._sizes.get(room, (0, 0))
+        return size >= max(self.compact_from, 2 * snapshot)
+
+    def problems(self) -> Mapping[str, str]:
+        return {} if self._failure is None else dict.fromkeys(self._unsynced, self._failure)
+
+    async def repair(self, room: str, keep: Callable[[bytes], bool]) -> str:
+        await self._run(self._repair, room, keep)
+        return f"{self.path}, table damaged"
+
+    # -- in threads
+
+    async def _run(self, do: Callable[..., T], *args: object) -> T:
+        async with self._lock:
+            return await to_thread.run_sync(partial(self._do, do, *args))
+
+    def _do(self, do: Callable[..., T], *args: object) -> T:
+        """Do something in one transaction, and translate what SQLite raises."""
+        db = self._db
+        if db is None:
+            raise StoreUnavailable(f"the database {self.path} is closed")
+        try:
+            with db:
+                db.execute("BEGIN IMMEDIATE")
+                return do(db, *args)
+        except (sqlite3.Error, OverflowError) as exc:
+            if db.in_transaction:
+                db.rollback()
+            raise StoreUnavailable(f"{self.path}: {exc}") from exc
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self.fsync]}")
+                (ours,) = db.execute("PRAGMA application_id").fetchone()
+                (version,) = db.execute("PRAGMA user_version").fetchone()
+                (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                if not tables:
+                    db.executescript(
+                        f"BEGIN; {_SCHEMA} PRAGMA application_id = {_APPLICATION_ID};"
+                        f"PRAGMA user_version = {_VERSION}; COMMIT"
+                    )
+                elif ours != _APPLICATION_ID:
+                    raise StoreUnavailable(f"{self.path} is a database of something else")
+                elif version != _VERSION:
+                    raise StoreUnavailable(
+                        f"{self.path} is of version {version}, this ycore reads {_VERSION}"
+                    )
+            except BaseException:
+                db.close()
+                raise
+        except sqlite3.Error as exc:
+            raise StoreUnavailable(f"can't use the database {self.path}: {exc}") from exc
+        return db
+
+    def _room(self, db: sqlite3.Connection, room: str) -> tuple[int, int]:
+        """Its key, and the id of its snapshot."""
+        row = db.execute("SELECT id, snapshot FROM rooms WHERE name = ?", (_name(room),)).fetchone()
+        if row is None:
+            raise RoomNotFound(f"no room {room!r} in {self.path}")
+        return row[0], row[1]
+
+    def _begin(self, db: sqlite3.Connection, room: str, until: int | None) -> tuple[int, int]:
+        """The room's key, and the id of the first update to read."""
+        key, snapshot = self._room(db, room)
+        if until is None:
+            return key, snapshot
+        oldest, time = db.execute(
+            "SELECT min(id), time FROM updates WHERE room = ?", (key,)
+        ).fetchone()
+        if oldest is not None and oldest % 2 and time > until:
+            raise HistoryNotKept(f"of {room!r} nothing is kept from before {time / 1000:.3f}")
+        return key, 0
+
+    def _read(
+        self, db: sqlite3.Connection, start: tuple[int, int], until: int | None, damage: list[int]
+    ) -> tuple[list[StoredUpdate], tuple[int, int] | None]:
+        """Some updates, and where the next ones begin."""
+        key, first = start
+        batch = []
+        size = 0
+        rows = db.execute(
+            "SELECT id, time, data, metadata, crc FROM updates WHERE room = ? AND id >= ?"
+            " ORDER BY id",
+            (key, first),
+        )
+        with closing(rows):
+            for number, time, data, metadata, crc in rows:
+                if crc != _crc(data, metadata):
+                    damage.append(number)
+                elif until is None or time <= until:
+                    batch.append(StoredUpdate(data, time / 1000, metadata))
+                size += len(data)
+                if size >= _READ_BYTES:
+                    return batch, (key, number + 1)
+        return batch, None
+
+    def _commit(self, batch: list[_Append]) -> None:
+        """Commit them together, or if that fails each by itself, to see whose fault it is."""
+        attempts = [batch]
+        while attempts:
+            appends = attempts.pop()
+            error = None
+            try:
+                sizes = self._do(self._append, appends)
+            except StoreError as exc:
+                error = exc
+                if len(appends) > 1:
+                    attempts += [[append] for append in reversed(appends)]
+                    continue
+            else:
+                self._sizes.update(sizes)
+                self._unsynced.update(sizes)
+            for append in appends:
+                append.error = error
+                append.done = True
+
+    def _append(self, db: sqlite3.Connection, appends: list[_Append]) -> dict[str, tuple[int, int]]:
+        sizes = {}
+        for append in appends:
+            name = _name(append.room)
+            db.execute("INSERT OR IGNORE INTO rooms (name) VALUES (?)", (name,))
+            key, _ = self._room(db, append.room)
+            last = self._last(db, append.room)[1]
+            db.executemany(
+                "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    (key, last + 2 * number, *_columns(update))
+                    for number, update in enumerate(append.updates, 1)
+                ),
+            )
+            size = sum(len(update.update) for update in append.updates)
+            sizes[append.room] = db.execute(
+                "UPDATE rooms SET bytes = bytes + ? WHERE id = ? RETURNING bytes, snapshot_bytes",
+                (size, key),
+            ).fetchone()
+        return sizes
+
+    def _last(self, db: sqlite3.Connection, room: str) -> tuple[int, int]:
+        """The room's key, and the id of its last update; an even number."""
+        key, _ = self._room(db, room)
+        (last,) = db.execute("SELECT max(id) FROM updates WHERE room = ?", (key,)).fetchone()
+        return key, (last or 0) // 2 * 2
+
+    def _compact(
+        self, db: sqlite3.Connection, room: str, key: int, last: int, update: StoredUpdate
+    ) -> None:
+        now, before = self._room(db, room)
+        if now != key:
+            raise StoreUnavailable(f"the room {room!r} was deleted while it was being compacted")
+        snapshot = last + 1
+        time, data, metadata, crc = _columns(update)
+        db.execute(
+            "INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?, ?)",
+            (key, snapshot, time, data, metadata, crc),
+        )
+        written = db.execute(
+            "SELECT data FROM updates WHERE room = ? AND id = ?", (key, snapshot)
+        ).fetchone()
+        if written != (data,):
+            raise StoreUnavailable(f"{self.path} does not hold what was written to it")
+        has_history = db.execute(
+            "SELECT 1 FROM updates WHERE room = ? AND id < ? LIMIT 1", (key, before)
+        ).fetchone()
+        if not (self.keep_history or has_history):
+            db.execute("DELETE FROM updates WHERE room = ? AND id < ?", (key, snapshot))
+        self._sizes[room] = db.execute(
+            "UPDATE rooms SET snapshot = ?, snapshot_bytes = ?, bytes = ("
+            "  SELECT sum(length(data)) FROM updates WHERE room = ? AND id >= ?"
+            ") WHERE id = ? RETURNING bytes, snapshot_bytes",
+            (snapshot, len(data), key, snapshot, key),
+        ).fetchone()
+        self._unsynced.add(room)
+
+    def _delete(self, db: sqlite3.Connection, room: str) -> None:
+        key, _ = self._room(db, room)
+        for table in ("updates", "damaged"):
+            db.execute(f"DELETE FROM {table} WHERE room = ?", (key,))
+        db.execute("DELETE FROM rooms WHERE id = ?", (key,))
+        self._sizes.pop(room, None)
+
+    def _rooms(self, db: sqlite3.Connection) -> list[str]:
+        names = db.execute("SELECT name FROM rooms ORDER BY name")
+        return [name.decode("utf-8", "surrogatepass") for (name,) in names]
+
+    def _repair(self, db: sqlite3.Connection, room: str, keep: Callable[[bytes], bool]) -> None:
+        key, _ = self._room(db, room)
+        now = time_ns() // 1_000_000
+        rows = db.execute("SELECT id, data, metadata, crc FROM updates WHERE room = ?", (key,))
+        bad = [
+            (key, number)
+            for number, data, metadata, crc in rows
+            if crc != _crc(data, metadata) or not keep(data)
+        ]
+        db.executemany(
+            "INSERT INTO damaged SELECT *, ? FROM updates WHERE room = ? AND id = ?",
+            ((now, *row) for row in bad),
+        )
+        db.executemany("DELETE FROM updates WHERE room = ? AND id = ?", bad)
+
+    # -- syncing
+
+    async def _sync_every_second(self) -> None:
+        while True:
+            await anyio.sleep(_SYNC_EVERY)
+            if self._unsynced:
+                try:
+                    await self._sync()
+                except StoreError as exc:
+                    if self._failure is None:
+                        logger.error("sync failed file=%s error=%r", self.path, str(exc))
+                    self._failure = str(exc)
+
+    async def _sync(self) -> None:
+        """Make durable what was committed."""
+        if self.fsync == "everysec":
+            async with self._lock:
+                rooms = set(self._unsynced)
+                await to_thread.run_sync(self._checkpoint, "PASSIVE")
+                self._unsynced -= rooms
+        else:
+            self._unsynced.clear()
+        self._failure = None
+
+    def _checkpoint(self, mode: str) -> None:
+        if self._db is None:
+            raise StoreUnavailable(f"the database {self.path} is closed")
+        try:
+            self._db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        except sqlite3.Error as exc:
+            raise StoreUnavailable(f"can't sync {self.path}: {exc}") from exc
+
+    async def _close(self) -> None:
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                try:
+                    if self.fsync != "never":
+                        await to_thread.run_sync(self._checkpoint, "TRUNCATE")
+                except StoreError as exc:
+                    logger.error("sync failed file=%s error=%r", self.path, str(exc))
+                db, self._db = self._db, None
+                if db is not None:
+                    await to_thread.run_sync(db.close)
+
+
+def _name(room: str) -> bytes:
+    return room.encode("utf-8", "surrogatepass")
+
+
+def _crc(data: bytes, metadata: bytes) -> int:
+    return crc32(metadata, crc32(data))
+
+
+def _columns(update: StoredUpdate) -> tuple[int, bytes, bytes, int]:
+    crc = _crc(update.update, update.metadata)
+    return round(update.time * 1000), update.update, update.metadata, crc
