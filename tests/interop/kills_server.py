@@ -20,11 +20,13 @@ from ycore_adapters.stores import FileStore
 from ycore_adapters.stores.file import Fsync
 
 WRITE_BYTES: Final = 64 * 1024
+COMPACT_FROM: Final = 64 * 1024
+"""Low, so that the logs of young rooms are compacted often."""
 
 
 def open_store(directory: Path, fsync: Fsync) -> FileStore:
     """The store, as both the server and the judge open it."""
-    return FileStore(directory, fsync=fsync)
+    return FileStore(directory, fsync=fsync, compact_from=COMPACT_FROM)
 
 
 def slow_writes(seconds: float) -> None:

@@ -75,6 +75,8 @@ PATIENCE: Final = 1.0
 PROGRESS: Final = 20.0
 """Seconds between two lines about a long run."""
 
+LASTING: Final = (".ylog", ".torn", ".lock")
+"""How the names of files end that a store has; all others are there while a log is compacted."""
 TORN: Final = "torn tail cut"
 """What the store logs when a kill fell into a write."""
 ORDINARY: Final = re.compile(rf"starting$|serving$|WARNING {TORN} ")
@@ -85,7 +87,7 @@ async def updates_of(store: FileStore, room: str) -> list[bytes]:
     """All that is stored of a room."""
     try:
         async with aclosing(store.load(room)) as updates:
-            return [update async for update in updates]
+            return [update.update async for update in updates]
     except RoomNotFound:
         return []
 
@@ -155,7 +157,7 @@ def watch(moment: str, data: Path) -> None:
                 with suppress(FileNotFoundError):  # gone again
                     stat = entry.stat()
                     size += stat.st_size
-                    if not entry.name.endswith((".ylog", ".torn", ".lock")):
+                    if not entry.name.endswith(LASTING):
                         others.add((entry.name, stat.st_mtime_ns))
         if before is not None:
             if moment == "writing" and size > before[0] + WRITE_BYTES:
@@ -215,7 +217,9 @@ class Judge:
 
     def judge(self, sent: Mapping[str, Any], fsync: Fsync) -> tuple[Counter[str], list[str]]:
         """Returns counts of what there was, and complaints."""
+        names = os.listdir(self._data)
         counts = Counter(kills=1, compacted=self._compactions())
+        counts["cut short"] = sum(not name.endswith(LASTING) for name in names)
         complaints = []
         copy = self._data.with_name("copy")
         shutil.copytree(self._data, copy)
@@ -255,9 +259,13 @@ class Judge:
 
 
 class Tally:
-    """What happened, by fsync mode and by moment."""
+    """What happened, by fsync mode and by moment.
 
-    COLUMNS = ("kills", "received", "checked", "torn", "compacted", "losses")
+    Updates are counted once for each client they were sent to, and as they were checked: each once.
+    Compactions that a kill cut short are not among those that were seen (one a life, at most).
+    """
+
+    COLUMNS = ("kills", "received", "checked", "torn", "compacted", "cut short", "losses")
 
     def __init__(self) -> None:
         self._rows: dict[str, Counter[str]] = {}
