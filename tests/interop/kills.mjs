@@ -295,7 +295,7 @@ const OPS = {
 
   /** What is wrong with the states that were found in the store. */
   judge: ({ states }) => theRooms(Object.keys(states)).flatMap(
-    room => room.judge(decode(states[room.name])).map(complaint => `room ${room.name}: ${complaint}`))
+    room => room.judge(decode(states[room.name])).map(complaint => `${room.name}: ${complaint}`))
 }
 
 createInterface({ input: process.stdin }).on('close', () => process.exit()).on('line', async line => {
