@@ -240,8 +240,10 @@ class Client:
 class Clients:
     """A Node process with any number of clients."""
 
+    PROGRAM = "clients.mjs"
+
     def __init__(self, node: str) -> None:
-        self._process = Process(node, Path(__file__).with_name("clients.mjs"))
+        self._process = Process(node, Path(__file__).with_name(self.PROGRAM))
         self._ids = itertools.count(1)
         self._answers: dict[int, dict[str, Any]] = {}
         self._noise: list[str] = []
