@@ -3,6 +3,7 @@
 # make lint            ruff and mypy
 # make autobahn        all cases of the Autobahn WebSocket test suite; needs Python 2.7
 # make bench           the benchmarks
+# make bench-stores    what storing costs, beside pycrdt-store; ARGS='--trace FILE' for more
 # make fuzz            the fuzz targets, SECONDS=30 each with each engine
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ NODE := tests/interop/node_modules/.package-lock.json
 
 SECONDS ?= 30
 
-.PHONY: serve test lint autobahn bench fuzz clean
+.PHONY: serve test lint autobahn bench bench-stores fuzz clean
 
 serve: $(VENV)/.server
 	@$(BIN)/ycore serve $(ARGS)
@@ -31,6 +32,9 @@ autobahn: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,ops $(ARGS)
+
+bench-stores: $(VENV)/.peers
+	$(BIN)/python tests/benchmarks/stores.py $(ARGS)
 
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python fuzz/run.py --engine plain --engine coverage --seconds $(SECONDS) $(ARGS)
@@ -52,6 +56,10 @@ $(VENV)/.dev: $(VENV)/.server
 
 $(VENV)/.fuzz: $(VENV)/.dev
 	@$(BIN)/pip install --quiet --group fuzz
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.dev
+	@$(BIN)/pip install --quiet --group peers
 	@touch $@
 
 $(NODE): tests/interop/package.json tests/interop/package-lock.json
