@@ -214,9 +214,13 @@ def _write(fd: int, data: bytes, at: int) -> int:
 class LogFile:
     """The log of one room, and what is kept beside it."""
 
-    def __init__(self, room: str, path: Path, *, keep_history: bool = False) -> None:
+    def __init__(
+        self, room: str, path: Path, *, syncs: bool = True, keep_history: bool = False
+    ) -> None:
         self.room = room
         self.path = path
+        self._syncs = syncs
+        """Whether what is read has to be durable."""
         self._keep_history = keep_history
         # Who needs both takes them in this order.
         self.in_use = anyio.Lock(fast_acquire=True)
@@ -247,12 +251,21 @@ class LogFile:
             yield from self._read_past(at)
             return
         reading = _Reading(self.room, self.path, until=self.size)
-        for record in reading.records():
-            yield _stored(record)
+        try:
+            for record in reading.records():
+                yield _stored(record)
+        except RoomNotFound:
+            self.size = 0
+            raise
         reading.check()
         if self.size is None:
             if reading.tail:
                 self._cut(reading.end, reading.tail)
+            if self._syncs:
+                # A process that was killed may have written it, and not have got to syncing it.
+                with translated(f"can't sync {self.path}"):
+                    _sync_path(self.path)
+                    _sync_path(self.path.parent)
             self.size, self._salt = reading.end, reading.salt
             self.snapshot = reading.snapshot
 
@@ -304,8 +317,6 @@ class LogFile:
             with suppress(RoomNotFound):
                 for _ in self.read():
                     pass
-                return
-            self.size = self.snapshot = 0
 
     # -- writing
 

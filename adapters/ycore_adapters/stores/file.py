@@ -240,8 +240,12 @@ class FileStore(Store):
     def _log(self, room: str) -> LogFile:
         log = self._logs.get(room)
         if log is None:
-            path = self._path(room)
-            log = self._logs[room] = LogFile(room, path, keep_history=self.keep_history)
+            log = self._logs[room] = LogFile(
+                room,
+                self._path(room),
+                syncs=self.fsync != "never",
+                keep_history=self.keep_history,
+            )
         return log
 
     async def _sync_every_second(self) -> None:
