@@ -1,6 +1,6 @@
 """The server that `test_kills` kills, in a process of its own.
 
-kills_server.py DATA PORT FSYNC BACKEND SECONDS_PER_WRITE
+kills_server.py DATA PORT KIND FSYNC BACKEND SECONDS_PER_WRITE
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 from ycore_adapters.driver import Driver
 from ycore_adapters.server import Server, listen_tcp
-from ycore_adapters.stores import FileStore
+from ycore_adapters.stores import FileStore, SQLiteStore, Store
 from ycore_adapters.stores.file import Fsync
 
 WRITE_BYTES: Final = 64 * 1024
@@ -24,9 +24,15 @@ COMPACT_FROM: Final = 64 * 1024
 """Low, so that the logs of young rooms are compacted often."""
 
 
-def open_store(directory: Path, fsync: Fsync) -> FileStore:
+Kind: TypeAlias = Literal["files", "files with history", "database"]
+
+
+def open_store(directory: Path, kind: Kind, fsync: Fsync) -> Store:
     """The store, as both the server and the judge open it."""
-    return FileStore(directory, fsync=fsync, compact_from=COMPACT_FROM)
+    if kind == "database":
+        return SQLiteStore(directory / "rooms.db", fsync=fsync, compact_from=COMPACT_FROM)
+    history = kind == "files with history"
+    return FileStore(directory, fsync=fsync, keep_history=history, compact_from=COMPACT_FROM)
 
 
 def slow_writes(seconds: float) -> None:
@@ -41,21 +47,21 @@ def slow_writes(seconds: float) -> None:
     os.pwrite = slow_pwrite
 
 
-async def serve(data: Path, port: int, fsync: Fsync) -> None:
+async def serve(data: Path, port: int, kind: Kind, fsync: Fsync) -> None:
     print("starting", flush=True)  # all is imported: what follows is the start proper
     listeners = await listen_tcp("127.0.0.1", port)
-    async with open_store(data, fsync) as store, Driver(store) as driver:
+    async with open_store(data, kind, fsync) as store, Driver(store) as driver:
         print("serving", flush=True)
         await Server(driver, listeners).serve()
 
 
-def main(data: str, port: str, fsync: Fsync, backend: str, per_write: str) -> None:
+def main(data: str, port: str, kind: Kind, fsync: Fsync, backend: str, per_write: str) -> None:
     slow_writes(float(per_write))
     logging.basicConfig(level="WARNING", format="%(levelname)s %(message)s")
     options: dict[str, Any] = {}
     if backend == "asyncio":
         options["use_uvloop"] = importlib.util.find_spec("uvloop") is not None
-    anyio.run(serve, Path(data), int(port), fsync, backend=backend, backend_options=options)
+    anyio.run(serve, Path(data), int(port), kind, fsync, backend=backend, backend_options=options)
 
 
 if __name__ == "__main__":

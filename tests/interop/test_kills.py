@@ -30,8 +30,8 @@ from typing import Any, Final, get_args
 import anyio
 import pytest
 from clients import DEADLINE, Clients, Process
-from kills_server import open_store
-from ycore_adapters.stores import FileStore, RoomNotFound
+from kills_server import Kind, open_store
+from ycore_adapters.stores import RoomNotFound, Store
 from ycore_adapters.stores.file import Fsync
 
 from ycore import StructStore
@@ -75,7 +75,7 @@ PATIENCE: Final = 1.0
 PROGRESS: Final = 20.0
 """Seconds between two lines about a long run."""
 
-LASTING: Final = (".ylog", ".torn", ".lock")
+LASTING: Final = (".ylog", ".torn", ".past", ".lock", ".db", ".db-wal", ".db-shm")
 """How the names of files end that a store has; all others are there while a log is compacted."""
 TORN: Final = "torn tail cut"
 """What the store logs when a kill fell into a write."""
@@ -83,7 +83,7 @@ ORDINARY: Final = re.compile(rf"starting$|serving$|WARNING {TORN} ")
 """What a server may print."""
 
 
-async def updates_of(store: FileStore, room: str) -> list[bytes]:
+async def updates_of(store: Store, room: str) -> list[bytes]:
     """All that is stored of a room."""
     try:
         async with aclosing(store.load(room)) as updates:
@@ -104,8 +104,9 @@ def quiet_port() -> int:
 class Victim:
     """The server: each time another process, with the same directory and port."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, kind: Kind) -> None:
         self.data = data
+        self._kind = kind
         self._port = quiet_port()
         self._process: Process | None = None
         self.output: list[str] = []
@@ -114,7 +115,7 @@ class Victim:
     def start(self, fsync: Fsync, backend: str, per_write: float) -> int:
         """Returns its process id, when all is imported and nothing done."""
         program = Path(__file__).with_name("kills_server.py")
-        options = (str(self.data), str(self._port), fsync, backend, str(per_write))
+        options = (str(self.data), str(self._port), self._kind, fsync, backend, str(per_write))
         self._process = Process(sys.executable, program, *options)
         self.output = []
         self._expect("starting")
@@ -182,14 +183,20 @@ class Crowd(Clients):
         return sent
 
 
-async def stored(data: Path, fsync: Fsync, rooms: Iterable[str]) -> dict[str, StructStore]:
+async def stored(data: Path, kind: Kind, rooms: Iterable[str]) -> dict[str, StructStore]:
     """What is in the store, by room."""
     states = {room: StructStore() for room in rooms}
-    async with open_store(data, fsync) as store:
+    async with open_store(data, kind, "never") as store:
         for room, state in states.items():
             for update in await updates_of(store, room):
                 state.add(update)
     return states
+
+
+async def forget(data: Path, kind: Kind, room: str) -> None:
+    async with open_store(data, kind, "never") as store:
+        with suppress(RoomNotFound):
+            await store.delete(room)
 
 
 def excerpt(update: ParsedUpdate) -> str:
@@ -200,9 +207,10 @@ def excerpt(update: ParsedUpdate) -> str:
 class Judge:
     """Knows what must be stored, and looks whether it is."""
 
-    def __init__(self, crowd: Crowd, data: Path) -> None:
+    def __init__(self, crowd: Crowd, data: Path, kind: Kind) -> None:
         self._crowd = crowd
         self._data = data
+        self._kind = kind
         self._made = 0
         self._inodes: dict[str, int] = {}
         """The log files of the last time: a compacted log is another file."""
@@ -215,7 +223,7 @@ class Judge:
             self._made += 1
             self.seen[f"room{self._made}"] = StructStore()
 
-    def judge(self, sent: Mapping[str, Any], fsync: Fsync) -> tuple[Counter[str], list[str]]:
+    def judge(self, sent: Mapping[str, Any]) -> tuple[Counter[str], list[str]]:
         """Returns counts of what there was, and complaints."""
         names = os.listdir(self._data)
         counts = Counter(kills=1, compacted=self._compactions())
@@ -223,7 +231,7 @@ class Judge:
         complaints = []
         copy = self._data.with_name("copy")
         shutil.copytree(self._data, copy)
-        states = anyio.run(stored, copy, fsync, list(self.seen))
+        states = anyio.run(stored, copy, self._kind, list(self.seen))
         shutil.rmtree(copy)
         for room, state in states.items():
             if not state.knows(parse_update(self.seen[room].encode())):
@@ -254,8 +262,7 @@ class Judge:
 
     def _retire(self, room: str) -> None:
         del self.seen[room]
-        for path in self._data.glob(f"{room}.*"):
-            path.unlink()
+        anyio.run(forget, self._data, self._kind, room)
 
 
 class Tally:
@@ -317,16 +324,17 @@ def one_life(
     return crowd.sent(load)
 
 
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_no_kill_loses_what_anybody_has_seen(
-    node: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: Kind, node: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     random = Random(SEED)
     data = tmp_path / "data"
-    victim = Victim(data)
+    victim = Victim(data, kind)
     tally = Tally()
     complaints: list[str] = []
     with Crowd(node) as crowd:
-        judge = Judge(crowd, data)
+        judge = Judge(crowd, data, kind)
         try:
             for number in range(KILLS + 1):
                 fsync = FSYNC[number % len(FSYNC)]
@@ -338,7 +346,7 @@ def test_no_kill_loses_what_anybody_has_seen(
                     moment = "the end"
                     sent = crowd.do("settle", url=victim.started(), names=list(judge.seen), pid=pid)
                 victim.kill()
-                counts, wrong = judge.judge(sent, fsync)
+                counts, wrong = judge.judge(sent)
                 wrong += [line for line in victim.output if not ORDINARY.match(line)]
                 counts["torn"] = sum(TORN in message for message in caplog.messages)
                 caplog.clear()
