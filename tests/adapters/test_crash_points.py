@@ -49,7 +49,7 @@ class Disk:
     """System calls on files of one directory tree that exists in memory only."""
 
     O_RDONLY, O_RDWR, O_WRONLY = os.O_RDONLY, os.O_RDWR, os.O_WRONLY
-    O_CREAT, O_TRUNC = os.O_CREAT, os.O_TRUNC
+    O_CREAT, O_EXCL = os.O_CREAT, os.O_EXCL
     _MAY_FAIL: Final = ("open", "pwrite", "fsync", "ftruncate", "replace", "link", "unlink")
 
     def __init__(self, names: dict[str, File] | None = None) -> None:
@@ -92,13 +92,12 @@ class Disk:
         def do() -> int:
             file: File | None = None
             if not path.endswith("data") and not path.endswith(".past"):
+                assert not (flags & os.O_EXCL and path in self.names)
                 if path not in self.names:
                     if not flags & os.O_CREAT:
                         raise FileNotFoundError(errno.ENOENT, "No such file", path)
                     self.names[path] = File()
                 file = self.names[path]
-                if flags & os.O_TRUNC:
-                    file.data.clear()
             self._next_fd += 1
             self._fds[self._next_fd] = (path, file)
             return self._next_fd

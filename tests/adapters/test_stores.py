@@ -26,6 +26,7 @@ from ycore_adapters.stores import (
     StoreUnavailable,
 )
 from ycore_adapters.stores._log import MAX_NAME, encode_header, encode_record
+from ycore_adapters.stores._logfile import LogFile
 from ycore_adapters.stores.file import Fsync
 from ycore_adapters.stores.testing import store_tests
 
@@ -571,6 +572,49 @@ async def test_a_room_that_is_released_meanwhile_is_not_compacted(directory: Pat
         with pytest.raises(StoreUnavailable, match="closed while"):
             await store.compact("r", snapshot)
         assert await load(store, "r") == [b"1", b"2"]
+
+
+async def test_a_log_is_compacted_by_one_at_a_time(directory: Path) -> None:
+    """The other's offsets would be those of a file that is no more."""
+    async with FileStore(directory) as store:
+        await store.append("r", at(1, b"1", b"2"))
+
+        async def snapshot() -> StoredUpdate:
+            with pytest.raises(StoreUnavailable, match="already"):
+                await compact(store, "r", b"12")
+            await store.append("r", at(1, b"3"))
+            return StoredUpdate(b"12", 1)
+
+        await store.compact("r", snapshot)
+        assert await load(store, "r") == [b"12", b"3"]
+        await compact(store, "r", b"123")
+        assert await load(store, "r") == [b"123"]
+
+
+async def test_a_compaction_that_is_cancelled_leaves_nothing_behind(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/dev/fd"))
+
+    async with FileStore(directory, fsync="never") as store:
+        await store.append("r", at(1, b"1", b"2"))
+        write_snapshot = LogFile.write_snapshot
+
+        def and_cancel(*args: Any) -> None:
+            write_snapshot(*args)
+            anyio.from_thread.run_sync(scope.cancel)
+
+        monkeypatch.setattr(LogFile, "write_snapshot", and_cancel)
+        before = descriptors()
+        with anyio.CancelScope() as scope:
+            await compact(store, "r", b"12")
+        assert scope.cancelled_caught
+        assert descriptors() == before
+        assert not (directory / "r.new").exists()
+        monkeypatch.undo()
+        await compact(store, "r", b"12")
+        assert await load(store, "r") == [b"12"]
 
 
 async def test_history_has_no_gap(directory: Path) -> None:

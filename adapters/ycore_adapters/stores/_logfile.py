@@ -158,15 +158,21 @@ class _Reading:
             raise RoomCorrupt(f"{self._path}: {what}. `ycore repair` keeps what can be read")
 
 
-class _Beside:
-    """A file that is to take a log's place."""
+class Beside:
+    """A file that is to take a log's place. There is none before `open`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
         self.snapshot: int | None = None
         """How many bytes at its beginning hold what was compacted; None if nothing was."""
-        self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o640)
+        self._fd: int | None = None
+
+    def open(self) -> None:
+        # A file of its own in any case: what was given up a moment ago may still be written to.
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
 
     @property
     def fd(self) -> int:
@@ -234,6 +240,8 @@ class LogFile:
         """How many bytes of it are a snapshot."""
         self.dirty = False
         """Whether something was written that was not synced."""
+        self.compacting = False
+        """Whether somebody does that: what another would copy is not where it was, afterwards."""
         self.failure: str | None = None
         """Why a sync failed: what the disk now has of the file is anyone's guess."""
         self._salt = 0
@@ -401,24 +409,22 @@ class LogFile:
 
     # -- putting something in its place
 
-    def write_snapshot(self, update: StoredUpdate) -> _Beside:
-        """Write beside the log what is to take the place of its beginning, and read it back."""
-        beside = self._open_beside()
-        try:
-            with translated(f"can't write {beside.path}"):
-                beside.write(encode_header(self.room, self._salt))
-                beside.write(self._encode(update, snapshot=True))
-                beside.snapshot = beside.size
-                beside.sync()
-            written = _Reading(self.room, beside.path)
-            if [record.update for record in written.records()] != [update.update]:
-                raise StoreUnavailable(f"{beside.path} does not hold what was written to it")
-        except BaseException:
-            beside.discard()
-            raise
-        return beside
+    def beside(self) -> Beside:
+        return Beside(self.path.with_suffix(NEW))
 
-    def copy_to(self, beside: _Beside, start: int) -> int:
+    def write_snapshot(self, beside: Beside, update: StoredUpdate) -> None:
+        """Write beside the log what is to take the place of its beginning, and read it back."""
+        with translated(f"can't write {beside.path}"):
+            beside.open()
+            beside.write(encode_header(self.room, self._salt))
+            beside.write(self._encode(update, snapshot=True))
+            beside.snapshot = beside.size
+            beside.sync()
+        written = _Reading(self.room, beside.path)
+        if [record.update for record in written.records()] != [update.update]:
+            raise StoreUnavailable(f"{beside.path} does not hold what was written to it")
+
+    def copy_to(self, beside: Beside, start: int) -> int:
         """Copy what the log has from `start` on, and return where that ended."""
         if self.size is None:
             raise StoreUnavailable(f"{self.path} was closed while it was being compacted")
@@ -431,7 +437,7 @@ class LogFile:
                 os.close(fd)
         return stop
 
-    def replace_by(self, beside: _Beside, start: int) -> None:
+    def replace_by(self, beside: Beside, start: int) -> None:
         """Put the file beside in the place of the log, after what the log has from `start` on."""
         self.copy_to(beside, start)
         with translated(f"can't replace {self.path}"):
@@ -477,17 +483,14 @@ class LogFile:
         reading.check()
         if reading.end != self.size:
             raise RoomCorrupt(f"{self.path}: the system lost what was written to it")
-        beside = self._open_beside()
+        beside = self.beside()
         try:
+            with translated(f"can't write {beside.path}"):
+                beside.open()
             self.replace_by(beside, 0)
         finally:
             beside.discard()
         logger.warning("healed room=%r file=%s bytes=%d", self.room, self.path, self.size)
-
-    def _open_beside(self) -> _Beside:
-        path = self.path.with_suffix(NEW)
-        with translated(f"can't write {path}"):
-            return _Beside(path)
 
     def repair(self, keep: Callable[[bytes], bool]) -> Path:
         """See `Store.repair`."""
@@ -496,10 +499,11 @@ class LogFile:
         aside = self._aside()
         reading = _Reading(self.room, self.path)
         good = (record for record in reading.records() if keep(record.update))
-        beside = self._open_beside()
+        beside = self.beside()
         try:
             self._salt = secrets.randbits(32)
             with translated(f"can't write {beside.path}"):
+                beside.open()
                 beside.write(encode_header(self.room, self._salt))
                 for data in self._again(good):
                     beside.write(data)

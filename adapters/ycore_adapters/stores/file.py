@@ -174,14 +174,19 @@ class FileStore(Store):
         copied = log.size
         if not copied:
             raise RoomNotFound(f"there is no {log.path}")
+        if log.compacting:
+            raise StoreUnavailable(f"{log.path} is being compacted already")
+        log.compacting = True
         self._compact_again[room] = copied + self.compact_from
-        beside = await to_thread.run_sync(log.write_snapshot, await snapshot())
+        beside = log.beside()
         try:
+            await to_thread.run_sync(log.write_snapshot, beside, await snapshot())
             while (log.size or 0) - copied > _REST_BYTES:
                 copied = await to_thread.run_sync(log.copy_to, beside, copied)
             async with log.in_use, log.writing:
                 await to_thread.run_sync(log.replace_by, beside, copied)
         finally:
+            log.compacting = False
             beside.discard()
         self._compact_again.pop(room, None)
 
