@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from . import tools
+from .migrate import migrate_store
 from .serve import serve
 
 __all__ = ["main"]
@@ -17,5 +18,5 @@ def main() -> None:
 
 
 main.add_command(serve)
-for tool in tools.COMMANDS:
+for tool in (*tools.COMMANDS, migrate_store):
     main.add_command(tool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -79,6 +80,12 @@ async def opened(
         yield store
     finally:
         await store.__aexit__(None, None, None)
+
+
+def quoted(room: str) -> str:
+    """A name as it is, if it can be told apart in a line."""
+    plain = room.isprintable() and room and room.strip() == room and not room.startswith('"')
+    return room if plain else json.dumps(room)
 
 
 class Progress:

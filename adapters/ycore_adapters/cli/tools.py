@@ -15,7 +15,7 @@ from ycore import RemoteProtocolError
 
 from ..stores import Store
 from ..stores.tools import Contents, compact, import_update, read, repair
-from ._common import CONTEXT, data_option, keep_history_option, opened, progress, run
+from ._common import CONTEXT, data_option, keep_history_option, opened, progress, quoted, run
 
 _STDIO: Final = Path("-")
 
@@ -49,19 +49,13 @@ def _when(time: float | None) -> str:
     return datetime.fromtimestamp(time).astimezone().isoformat(" ", "seconds")
 
 
-def _quoted(room: str) -> str:
-    """A name as it is, if it can be told apart in a line."""
-    plain = room.isprintable() and room and room.strip() == room and not room.startswith('"')
-    return room if plain else json.dumps(room)
-
-
 async def _names(store: Store, chosen: tuple[str, ...]) -> list[str]:
     return list(chosen) or [room async for room in store.rooms()]
 
 
 async def _read(store: Store, room: str, bar: Any, at: float | None = None) -> Contents:
     def show(contents: Contents) -> None:
-        bar.show(lambda: f"{_quoted(room)}, {contents.updates:,} updates")
+        bar.show(lambda: f"{quoted(room)}, {contents.updates:,} updates")
 
     return await read(store, room, at=at, progress=show)
 
@@ -78,7 +72,7 @@ def list_rooms(data: Path, long: bool, as_json: bool) -> None:
             names = await _names(store, ())
             if not (long or as_json):
                 for room in names:
-                    click.echo(_quoted(room))
+                    click.echo(quoted(room))
                 return
             with progress("Reading", len(names)) as bar:
                 for room in names:
@@ -108,7 +102,7 @@ def _line(room: str, contents: Contents, as_json: bool) -> str:
     damaged = "  DAMAGED" if contents.damage else ""
     return (
         f"{contents.updates:>9,} updates {contents.bytes:>13,} bytes, merged {size:>12,}  "
-        f"{_when(contents.last):25}  {_quoted(room)}{damaged}"
+        f"{_when(contents.last):25}  {quoted(room)}{damaged}"
     )
 
 
@@ -132,7 +126,7 @@ def verify(data: Path, rooms: tuple[str, ...]) -> None:
                     bar.done()
                     damaged += bool(contents.damage)
                     for problem in contents.damage:
-                        click.echo(f"{_quoted(room)}: {problem}")
+                        click.echo(f"{quoted(room)}: {problem}")
         click.echo(f"{len(names) - damaged:,} rooms are well, {damaged:,} damaged")
         if damaged:
             raise click.exceptions.Exit(1)
@@ -156,9 +150,9 @@ def repair_rooms(data: Path, rooms: tuple[str, ...]) -> None:
                     before = await _read(store, room, bar)
                     if before.damage:
                         where = await repair(store, room)
-                        click.echo(f"{_quoted(room)}: repaired; as it was, it is in {where}")
+                        click.echo(f"{quoted(room)}: repaired; as it was, it is in {where}")
                     else:
-                        click.echo(f"{_quoted(room)}: nothing is damaged, left as it is")
+                        click.echo(f"{quoted(room)}: nothing is damaged, left as it is")
                     await store.release(room)
                     bar.done()
 
@@ -180,7 +174,7 @@ def compact_rooms(data: Path, keep_history: bool, rooms: tuple[str, ...]) -> Non
                 for room in names:
 
                     def show(contents: Contents, room: str = room) -> None:
-                        bar.show(lambda: f"{_quoted(room)}, {contents.updates:,} updates")
+                        bar.show(lambda: f"{quoted(room)}, {contents.updates:,} updates")
 
                     contents, size = await compact(store, room, show)
                     await store.release(room)
@@ -210,7 +204,7 @@ def export_room(data: Path, at: float | None, room: str, file: Path) -> None:
             with progress("Reading", 1) as bar:
                 contents = await _read(store, room, bar, at)
         if contents.damage:
-            raise click.ClickException(f"{_quoted(room)}: {'; '.join(contents.damage)}")
+            raise click.ClickException(f"{quoted(room)}: {'; '.join(contents.damage)}")
         update = contents.document.encode()
         try:
             if file == _STDIO:
@@ -244,7 +238,7 @@ def import_room(data: Path, room: str, file: Path) -> None:
                 await import_update(store, room, update)
             except RemoteProtocolError as exc:
                 raise click.ClickException(f"{file} holds no Yjs update: {exc}") from None
-        click.echo(f"{_quoted(room)}: {len(update):,} bytes added")
+        click.echo(f"{quoted(room)}: {len(update):,} bytes added")
 
     run(command)
 
@@ -262,11 +256,11 @@ def delete_rooms(data: Path, rooms: tuple[str, ...], yes: bool) -> None:
     async def command() -> None:
         async with opened(data) as store:
             if not yes:
-                names = ", ".join(map(_quoted, rooms))
+                names = ", ".join(map(quoted, rooms))
                 click.confirm(f"Delete {names} for good?", abort=True, err=True)
             for room in rooms:
                 await store.delete(room)
-                click.echo(f"{_quoted(room)}: deleted")
+                click.echo(f"{quoted(room)}: deleted")
 
     run(command)
 

@@ -1,0 +1,51 @@
+"""`ycore migrate`: documents from other servers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..migrate import Migrated, MigrationError, migrate, open_source
+from ._common import CONTEXT, data_option, opened, progress, quoted, run
+
+
+@click.command("migrate", context_settings=CONTEXT)
+@click.argument("source", type=click.Path(path_type=Path))
+@data_option
+@click.option("--merge", is_flag=True, help="Add to rooms that are there already.")
+def migrate_store(source: Path, data: Path, merge: bool) -> None:
+    """Bring the documents of another server over from SOURCE.
+
+    Which is a file or a directory of FileYStores, the database of a SQLiteYStore (ypy-websocket,
+    pycrdt-websocket, pycrdt-store), or the directory of a y-leveldb (y-websocket 1.x; needs
+    `pip install 'ycore[leveldb]'`). Stop the server that writes to it first. It is left as it is.
+
+    The exit code is 1 if something could not be read or was left alone.
+    """
+    try:
+        found = open_source(source)
+    except MigrationError as exc:
+        raise click.ClickException(str(exc)) from None
+
+    async def command() -> None:
+        updates = problems = 0
+        async with opened(data, must_exist=False) as store:
+            with progress("Migrating", len(found.rooms)) as bar:
+
+                def show(migrated: Migrated) -> None:
+                    bar.show(lambda: f"{quoted(migrated.room)}, {migrated.updates:,} updates")
+
+                async for migrated in migrate(found, store, merge=merge, progress=show):
+                    bar.done()
+                    updates += migrated.updates
+                    problems += len(migrated.problems)
+                    for problem in migrated.problems:
+                        click.echo(f"{quoted(migrated.room)}: {problem}")
+        for path in found.unknown:
+            click.echo(f"{path}: no store, left out")
+        click.echo(f"{found.kind}: {len(found.rooms):,} rooms, {updates:,} updates brought over")
+        if problems:
+            raise click.exceptions.Exit(1)
+
+    run(command)
