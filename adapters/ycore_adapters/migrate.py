@@ -256,7 +256,9 @@ _STRING: Final = 0
 def _leveldb(path: Path) -> Source:
     db = _open_leveldb(path)
     try:
-        names = {key[1] for key, _ in _keys(db) if len(key) == 4 and key[::2] == ["v1", "update"]}
+        names = {
+            str(key[1]) for key, _ in _keys(db) if len(key) == 4 and key[::2] == ["v1", "update"]
+        }
     finally:
         db.close()
     rooms: dict[str, Callable[[], Updates]] = {}
