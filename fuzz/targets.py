@@ -57,6 +57,7 @@ from ycore.jsontext import check_json, check_json_steps
 from ycore.messages import AwarenessUpdate, SyncStep1, SyncStep2, Update, decode
 from ycore.steps import finish
 from ycore.updates import decode_state_vector, encode_state_vector, parse_update
+from ycore.view import View
 
 Target = Callable[[bytes], None]
 
@@ -142,7 +143,8 @@ def fuzz_update(data: bytes) -> None:
 
 
 def fuzz_updates(data: bytes) -> None:
-    """Whatever updates a store accepts, it stays the one document that all who follow it have."""
+    """Whatever updates a store accepts, it stays the one document that all who follow it have, and
+    that can be shown."""
     store, relayed, half = StructStore(), StructStore(), StructStore()
     accepted: list[bytes] = []
     parts = unpack(data)[:8] or [data]
@@ -184,6 +186,8 @@ def fuzz_updates(data: bytes) -> None:
     assert half.state_vector() == store.state_vector()
     with suppress(RemoteProtocolError):
         check_update(diff_update(whole, parts[0]))
+    shown = View(store).to_json()
+    assert json.dumps(shown, allow_nan=False) == json.dumps(View(again).to_json())
 
 
 def fuzz_state_vector(data: bytes) -> None:

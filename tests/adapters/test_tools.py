@@ -11,7 +11,8 @@ from pathlib import Path
 
 import anyio
 import pytest
-from build import item, text, typed, update
+from build import anys, item, text, typed, update
+from build import json as json_content
 from click.testing import CliRunner, Result
 from ycore_adapters.cli import main
 from ycore_adapters.stores import FileStore, SQLiteStore, StoredUpdate
@@ -140,6 +141,40 @@ def test_a_room_is_exported_as_it_was(data: Path) -> None:
     nonsense = ycore(data, "export", "--at", "yesterday", "r")
     assert nonsense.exit_code == 2
     assert "is no time: write" in nonsense.output
+
+
+def test_a_room_is_shown(data: Path) -> None:
+    more = update(
+        {(7, 0): [item(anys(1, None), parent="list"), item(anys("x"), parent="m", key="k")]}
+    )
+    fill(data, r=[*ABC, more])
+    shown = json.loads(ycore(data, "show", "r").stdout)
+    assert shown == {"t": "abc", "list": [1, None], "m": {"k": "x"}}
+    assert json.loads(ycore(data, "show", "r", "m").stdout) == {"m": {"k": "x"}}
+    assert ycore(data, "show", "--text", "r", "t").stdout == "abc\n"
+    assert ycore(data, "show", "--text", "--at", "1001", "r").stdout == "ab\n"
+    missing = ycore(data, "show", "r", "title")
+    assert missing.exit_code == 1
+    assert "there is no title in it, but: list, m, t" in missing.output
+    assert "nothing yet" in ycore(data, "show", "--at", "1", "r").output
+
+
+def test_what_of_a_room_is_not_shown_is_told(data: Path) -> None:
+    fill(data, r=[ABC[0], ABC[2]], damaged=ABC)
+    held_back = ycore(data, "show", "--text", "r")
+    assert held_back.stdout == "a\n"
+    assert "1 edits wait for others" in held_back.stderr
+    if not data.suffix:
+        damage(data, "damaged")
+        result = ycore(data, "show", "damaged")
+        assert result.exit_code == 1
+        assert json.loads(result.stdout) == {}
+        assert "ycore repair" in result.stderr
+
+
+def test_half_a_pair_of_surrogates_is_shown_somehow(data: Path) -> None:
+    fill(data, r=[update({(1, 0): [item(json_content('"\\ud83d"'))]})])
+    assert "?" in ycore(data, "show", "r").stdout
 
 
 @pytest.mark.parametrize("keep_history", [False, True])

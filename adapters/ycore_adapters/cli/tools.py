@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from ycore import RemoteProtocolError
+from ycore.view import View
 
 from ..stores import Store
 from ..stores.tools import Contents, compact, import_update, read, repair
@@ -186,6 +187,51 @@ def compact_rooms(data: Path, keep_history: bool, rooms: tuple[str, ...]) -> Non
     run(command)
 
 
+@click.command(context_settings=CONTEXT)
+@data_option
+@at_option
+@click.option("--text", is_flag=True, help="Only what is written, without names and quotes.")
+@click.argument("room")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def show(data: Path, at: float | None, text: bool, room: str, names: tuple[str, ...]) -> None:
+    """Show what is in a ROOM, as JSON: all its shared types, or those with these NAMEs.
+
+    What kind a type is the document does not say; it is taken for what it looks like. Bytes are
+    shown as {"$bytes": hexadecimal}.
+    """
+
+    async def command() -> None:
+        async with opened(data) as store:
+            with progress("Reading", 1) as bar:
+                contents = await _read(store, room, bar, at)
+        view = View(contents.document)
+        for problem in contents.damage:
+            click.echo(f"{quoted(room)}: {problem}", err=True)
+        if view.held_back:
+            waits = f"{view.held_back:,} edits wait for others that never came"
+            click.echo(f"{quoted(room)}: {waits}, and are not shown", err=True)
+        for name in names:
+            if name not in view.roots:
+                there = ", ".join(map(quoted, sorted(view.roots))) or "none"
+                raise click.ClickException(f"there is no {quoted(name)} in it, but: {there}")
+        shown = view.to_json()
+        if text:
+            for name in names or shown:
+                value = shown[name]
+                click.echo(value if isinstance(value, str) else _as_json(value))
+        else:
+            click.echo(_as_json({name: shown[name] for name in names or shown}))
+        if contents.damage:
+            raise click.exceptions.Exit(1)
+
+    run(command)
+
+
+def _as_json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    return text.encode("utf-8", "replace").decode()  # halves of pairs of surrogates
+
+
 @click.command("export", context_settings=CONTEXT)
 @data_option
 @at_option
@@ -267,6 +313,7 @@ def delete_rooms(data: Path, rooms: tuple[str, ...], yes: bool) -> None:
 
 COMMANDS: Final = (
     list_rooms,
+    show,
     verify,
     repair_rooms,
     compact_rooms,
