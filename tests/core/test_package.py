@@ -27,6 +27,7 @@ import sys
 before = set(sys.modules)
 import ycore
 import ycore.lib0, ycore.messages, ycore.updates, ycore.awareness, ycore.room, ycore.hub
+import ycore.view
 print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
 

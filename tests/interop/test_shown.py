@@ -1,6 +1,6 @@
 """The view against Yjs: random editing sessions, and what hostile ones make of them.
 
-A longer run: YCORE_VIEW_SESSIONS=2000 .venv/bin/pytest -s tests/interop/test_view.py
+A longer run: YCORE_VIEW_SESSIONS=2000 .venv/bin/pytest -s tests/interop/test_shown.py
 """
 
 from __future__ import annotations
