@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 import socket
 import time
 import tracemalloc
@@ -23,7 +25,7 @@ from ycore_adapters.stores import FileStore, MemoryStore, Store
 from yupdates import ASK_ALL, EMPTY_ROOM, NOTHING, edit, here, insert
 
 from ycore import StructStore
-from ycore.messages import AwarenessUpdate, SyncStep2, Update, decode
+from ycore.messages import AwarenessUpdate, SyncStep1, SyncStep2, Update, decode
 
 pytestmark = pytest.mark.anyio
 
@@ -721,6 +723,51 @@ async def test_stopping_stores_all_and_sends_everyone_away(
             with pytest.raises(OSError, match=_NOBODY):
                 await connect_stream(running.address)
         assert [stored.update async for stored in store.load("r")] == [insert(1, 0)]
+
+
+@pytest.mark.parametrize("recovers", [True, False], ids=["for a while", "for good"])
+async def test_a_full_disk_is_waited_for_and_costs_other_rooms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recovers: bool
+) -> None:
+    health = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n"
+    pwrite = os.pwrite
+    full: set[int] = set()
+
+    def pwrite_unless_full(fd: int, data: bytes, offset: int) -> int:
+        if os.fstat(fd).st_ino in full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite_unless_full)
+    async with (
+        FileStore(tmp_path) as store,
+        serving(store, limits=DriverSettings(store_patience=1.5)) as running,
+        running.connect() as a,
+        running.connect() as b,
+        running.connect("/other") as c,
+        running.connect("/other") as d,
+    ):
+        for client in (a, b, c, d):
+            await level(client)
+        await a.send(edit(1, 0))
+        assert await b.receive() == edit(1, 0)
+        full.add((tmp_path / "r.ylog").stat().st_ino)
+        await a.send(edit(1, 1))
+        while not (await ask(running.address, health)).startswith(b"HTTP/1.1 503 "):
+            await anyio.lowlevel.checkpoint()
+        await c.send(edit(2, 0))
+        assert await d.receive() == edit(2, 0)
+        if recovers:
+            full.clear()
+            assert await b.receive() == edit(1, 1)
+        else:
+            assert await a.closed() == await b.closed() == 1013
+            full.clear()
+            async with running.connect() as again:  # with what could not be stored
+                assert decode(await again.receive()) == [SyncStep1(b"\x01\x01\x01")]
+                await again.send(edit(1, 1), ASK_ALL)
+                await hear(again, StructStore(), {1: 2})
+        assert (await ask(running.address, health)).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_who_comes_while_we_go_down_is_refused() -> None:
