@@ -27,6 +27,9 @@ Open: TypeAlias = Callable[[], Store]
 """Makes a store, to be entered. Made again, it has what the one before has stored."""
 Case: TypeAlias = Callable[[Open], Awaitable[None]]
 
+_DEADLINE = 60
+"""Seconds a case may take: something is waited for that does not come."""
+
 _EVERY_STORE: list[Case] = []
 _PERSISTENT: list[Case] = []
 _WITHOUT_HISTORY: list[Case] = []
@@ -57,9 +60,14 @@ def store_tests(
     @pytest.mark.parametrize("backend", backends)
     @pytest.mark.parametrize("case", cases, ids=lambda case: case.__name__)
     def test_store(case: Case, backend: str, tmp_path: Path) -> None:
-        anyio.run(case, lambda: make(tmp_path), backend=backend)
+        anyio.run(_in_time, case, lambda: make(tmp_path), backend=backend)
 
     return test_store
+
+
+async def _in_time(case: Case, open_store: Open) -> None:
+    with anyio.fail_after(_DEADLINE):
+        await case(open_store)
 
 
 def _case(cases: list[Case]) -> Callable[[Case], Case]:
@@ -172,6 +180,7 @@ async def what_is_appended_during_a_compaction_stays(open_store: Open) -> None:
             await store.append("r", _at(2, b"2"))
             assert await _load(store, "r") == [b"1", b"2"]
             await store.append("other", _at(2, b"0"))
+            begun.set()
             return StoredUpdate(b"snapshot", 3)
 
         async def go_on_appending() -> None:
@@ -179,11 +188,11 @@ async def what_is_appended_during_a_compaction_stays(open_store: Open) -> None:
                 await store.append("r", _at(4, update))
                 await checkpoint()
 
+        begun = anyio.Event()
         more = [b"%d" % i * 1000 for i in range(100)]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(store.compact, "r", snapshot)
-            while b"2" not in await _load(store, "r"):
-                await checkpoint()
+            await begun.wait()
             tasks.start_soon(go_on_appending)
         assert await _load(store, "r") == [b"snapshot", b"2", *more]
         await store.append("r", _at(5, b"last"))
