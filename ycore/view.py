@@ -158,7 +158,8 @@ class SharedType:
             if item.kind in (JSON, ANY):
                 found += item.content
             elif item.kind == STRING:
-                found += _string(item.content)
+                units = item.content  # one value each, as in JavaScript's split("")
+                found += (_string(units[at : at + 2]) for at in range(0, len(units), 2))
             elif item.kind in _COUNTED:
                 found.append(item.content)
         return found
@@ -560,8 +561,8 @@ def _string(units: bytes) -> str:
 def _plain(item: _Item) -> Any:
     """The content of an item of a map that is no list."""
     if item.kind == STRING:
-        return _string(item.content)[-1:]
-    return item.content if item.kind in _COUNTED else None
+        return _string(item.content[-2:])
+    return item.content if item.kind in _COUNTED else Undefined()
 
 
 def _json(value: Any, depth: int) -> Any:

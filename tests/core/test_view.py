@@ -57,6 +57,7 @@ ROOTS: dict[str, tuple[bytes, Any]] = {
             {"t": {"a": "x", "b": 1}}),
     "map of a type": (update({(1, 0): [item(type_(2), key="k"), item(text("in"), parent=(1, 0))]}),
                       {"t": {"k": "in"}}),
+    "map of a format": (update({(1, 0): [item(format_("b", "1"), key="k")]}), {"t": {"k": None}}),
     "nested": (update({(1, 0): [item(type_(0)), item(type_(1), parent=(1, 0)),
                                 item(anys(1), parent=(1, 1), key="k")]}), {"t": [[{"k": 1}]]}),
     "collected": (update({(1, 0): [gc(3), item(text("x"), origin=(1, 1))]}), {}),
@@ -111,6 +112,7 @@ def test_a_root_is_what_one_takes_it_for() -> None:
     root = view(update({(1, 0): [item(text("ab")), item(anys(1), key="k")]})).roots["t"]
     assert root.guess() == Kind.TEXT
     assert root.to_json(Kind.ARRAY) == ["a", "b"]
+    assert view(update({(1, 0): [item(text("😀"))]})).roots["t"].values() == ["\ud83d", "\ude00"]
     assert root.to_json(Kind.MAP) == {"k": 1}
     assert root.to_json(Kind.XML_FRAGMENT) == "ab"
     assert root.delta() == [{"insert": "ab"}]
