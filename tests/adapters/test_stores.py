@@ -617,6 +617,18 @@ async def test_a_compaction_that_is_cancelled_leaves_nothing_behind(
         assert await load(store, "r") == [b"12"]
 
 
+@pytest.mark.parametrize("size", [10, 5_000_000])
+async def test_a_load_reads_one_file_though_it_is_replaced(directory: Path, size: int) -> None:
+    updates = [bytes([i]) * 700_000 for i in range(4)]
+    async with FileStore(directory, fsync="never") as store:
+        await store.append("r", at(1, *updates))
+        async with aclosing(store.load("r")) as loading:
+            assert (await anext(loading)).update == updates[0]
+            await compact(store, "r", b"s" * size)
+            assert [stored.update async for stored in loading] == updates[1:]
+        assert await load(store, "r") == [b"s" * size]
+
+
 async def test_history_has_no_gap(directory: Path) -> None:
     """Who stops keeping it for a while would be told wrong things about that while."""
     async with FileStore(directory, keep_history=True) as store:

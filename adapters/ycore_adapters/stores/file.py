@@ -140,16 +140,17 @@ class FileStore(Store):
     async def load(
         self, room: str, *, at: float | None = None
     ) -> AsyncGenerator[StoredUpdate, None]:
-        updates = self._log(room).read(None if at is None else round(at * 1000))
+        log = self._log(room)
+        updates = log.read(None if at is None else round(at * 1000))
         try:
-            more = True
-            while more:
+            async with log.in_use:  # the file that is opened has to be the one that is meant
                 batch, error = await to_thread.run_sync(_take, updates, _READ_BYTES)
+            while batch or error:
                 for update in batch:
                     yield update
                 if error is not None:
                     raise error
-                more = bool(batch)
+                batch, error = await to_thread.run_sync(_take, updates, _READ_BYTES)
         finally:
             updates.close()
 
