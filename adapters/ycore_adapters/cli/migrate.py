@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -14,7 +15,14 @@ from ._common import CONTEXT, data_option, opened, progress, quoted, run
 @click.argument("source", type=click.Path(path_type=Path))
 @data_option
 @click.option("--merge", is_flag=True, help="Add to rooms that are there already.")
-def migrate_store(source: Path, data: Path, merge: bool) -> None:
+@click.option(
+    "--rename",
+    nargs=2,
+    metavar="PATTERN NEW",
+    help="Put NEW in the place of what a regular expression finds in a room's name: --rename '^/' "
+    "'' for servers whose rooms had the path's slash before their names.",
+)
+def migrate_store(source: Path, data: Path, merge: bool, rename: tuple[str, str] | None) -> None:
     """Bring the documents of another server over from SOURCE.
 
     Which is a file or a directory of FileYStores, the database of a SQLiteYStore (ypy-websocket,
@@ -23,20 +31,34 @@ def migrate_store(source: Path, data: Path, merge: bool) -> None:
 
     The exit code is 1 if something could not be read or was left alone.
     """
+    pattern, new = rename or ("", "")
+    try:
+        expression = re.compile(pattern)
+        expression.sub(new, "")
+    except (re.error, IndexError) as exc:
+        raise click.BadParameter(str(exc), param_hint="--rename") from None
     try:
         found = open_source(source)
     except MigrationError as exc:
         raise click.ClickException(str(exc)) from None
 
     async def command() -> None:
-        updates = problems = 0
+        updates = 0
+        problems = len(found.problems)
+        for problem in found.problems:
+            click.echo(f"{source}: {problem}")
         async with opened(data, must_exist=False) as store:
             with progress("Migrating", len(found.rooms)) as bar:
 
                 def show(migrated: Migrated) -> None:
                     bar.show(lambda: f"{quoted(migrated.room)}, {migrated.updates:,} updates")
 
-                async for migrated in migrate(found, store, merge=merge, progress=show):
+                def named(room: str) -> str:
+                    return expression.sub(new, room) if rename else room
+
+                async for migrated in migrate(
+                    found, store, merge=merge, rename=named, progress=show
+                ):
                     bar.done()
                     updates += migrated.updates
                     problems += len(migrated.problems)

@@ -2,7 +2,8 @@
 
     python make_fixtures.py DIRECTORY
 
-makes a virtual environment for each of them in DIRECTORY, and the stores beside this file.
+makes a virtual environment for each of them in DIRECTORY, and the stores beside this file; and
+`loaded.json`, with what each package itself loads from what it wrote, as updates.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PACKAGES = (
+    "ypy-websocket==0.1.13",
     "ypy-websocket==0.3.2",
+    "ypy-websocket==0.5.0",
     "ypy-websocket==0.6.0",
     "ypy-websocket==0.7.2",
     "ypy-websocket==0.12.4",
@@ -25,7 +28,7 @@ PACKAGES = (
 )
 
 WRITE = r"""
-import asyncio, inspect, os, sys, zlib
+import asyncio, inspect, json, os, sys, zlib
 from pathlib import Path
 
 out = Path(sys.argv[1])
@@ -36,26 +39,85 @@ except ImportError:
         from pycrdt_websocket.ystore import FileYStore, SQLiteYStore
     except ImportError:
         from pycrdt.store import FileYStore, SQLiteYStore
+try:
+    import y_py as Y
+except ImportError:
+    Y = None
+    import pycrdt
 
 # "a", "b" and "c" at the end of a text, typed by client 1; clocks and origins as Yjs has them.
 A = bytes.fromhex("01010100040104746578740161" "00")
 B = bytes.fromhex("01010101840100016200")
 C = bytes.fromhex("01010102840101016300")
 
-async def metadata():
+def edits():
+    "A document as the package's own engine edits it."
+    if Y is None:
+        doc = pycrdt.Doc()
+        text = doc.get("text", type=pycrdt.Text)
+        things = doc.get("things", type=pycrdt.Map)
+        def snip():
+            del text[0:3]
+        steps = [
+            lambda: text.insert(0, "ab\u00fc\U0001f30d"), lambda: text.insert(2, "XYZ"), snip,
+            lambda: things.update({"n": 1.5}), lambda: things.update({"n": "two", "b": True}),
+        ]
+        for step in steps:
+            state = doc.get_state()
+            step()
+            yield doc.get_update(state)
+        return
+    doc = Y.YDoc()
+    text, things = doc.get_text("text"), doc.get_map("things")
+    steps = [
+        lambda t: text.insert(t, 0, "ab\u00fc"), lambda t: text.insert(t, 2, "XYZ"),
+        lambda t: text.delete_range(t, 0, 3),
+        lambda t: things.set(t, "n", 1.5), lambda t: things.set(t, "n", "two"),
+    ]
+    for step in steps:
+        state = Y.encode_state_vector(doc)
+        with doc.begin_transaction() as t:
+            step(t)
+        yield bytes(Y.encode_state_as_update(doc, state))
+
+def metadata():
+    return {"metadata_callback": who} if hasattr(FileYStore, "get_metadata") else {}
+
+async def who():
     return b"who"
 
-async def write(store, updates):
+async def start(store):
     if isinstance(store, SQLiteYStore):
         if hasattr(store, "start"):
             task = asyncio.create_task(store.start())
         await asyncio.sleep(0.3)  # the first ones start by themselves
-    for update in updates:
-        await store.write(update)
+
+async def stop(store):
     if isinstance(store, SQLiteYStore) and hasattr(store, "stop"):
         stopped = store.stop()
         if inspect.isawaitable(stopped):
             await stopped
+
+loaded = {}
+
+async def write(store, updates):
+    await start(store)
+    for update in updates:
+        await store.write(update)
+    await stop(store)
+
+async def load(file, room, store, one_by_one=False):
+    "Into loaded, what the package finds in it."
+    await start(store)
+    doc = pycrdt.Doc() if Y is None else Y.YDoc()
+    if one_by_one:
+        async for update, *rest in store.read():
+            doc.apply_update(update)
+    else:
+        await store.apply_updates(doc)
+    update = doc.get_update() if Y is None else bytes(Y.encode_state_as_update(doc))
+    loaded.setdefault(file, {})[room] = update.hex()
+    await stop(store)
 
 def database(name, **attributes):
     return type("Store", (SQLiteYStore,), {"db_path": str(out / name), **attributes})
@@ -64,23 +126,44 @@ async def main():
     (out / "files").mkdir()
     os.chdir(out / "files")
     for room, updates in (("one", [A, B, C]), ("folder/r\u00e4ume", [A, B])):
-        await write(FileYStore(room, metadata_callback=metadata), updates)
-        await write(database("rooms.db")(room, metadata_callback=metadata), updates)
+        for file, Store in (("files", FileYStore), ("rooms.db", database("rooms.db"))):
+            await write(Store(room, **metadata()), updates)
+            await load(file, room, Store(room, **metadata()))
+    (out / "edited").mkdir()
+    os.chdir(out / "edited")
+    for file, Store in (("edited", FileYStore), ("edited.db", database("edited.db"))):
+        await write(Store("room", **metadata()), edits())
+        await load(file, "room", Store("room", **metadata()))
+
+    async def special(file, compressing=False, **attributes):
+        Store = database(file, **attributes)
+
+        def one():
+            store = Store("one")
+            if compressing:
+                store.register_compression_callbacks(zlib.compress, zlib.decompress)
+            return store
+
+        await write(one(), [A, B, C])
+        # pycrdt-store 0.1.5 can't load at once what is compressed.
+        await load(file, "one", one(), one_by_one=compressing)
+
     ways = ("squash_after_inactivity_of", "document_ttl")
     squashing = [way for way in ways if hasattr(SQLiteYStore, way)]
     if squashing:
-        Squashed = database("squashed.db", **{squashing[0]: 0})
-        store = Squashed("one")
-        if "self._decompress(update)" in inspect.getsource(SQLiteYStore.write):
-            # Without compression, squashing loses everything (pycrdt-store 0.1.5).
-            store.register_compression_callbacks(zlib.compress, zlib.decompress)
-        await write(store, [A, B, C])
+        # Without compression, squashing loses what it should squash (pycrdt-store 0.1.3 to 0.1.5).
+        loses = "self._decompress(update)" in inspect.getsource(SQLiteYStore.write)
+        await special("squashed.db", compressing=loses, **{squashing[0]: 0})
+        if loses:
+            await special("lost.db", checkpoint_interval=1)
+            Lossy = database("lost.db", **{squashing[0]: 0}, checkpoint_interval=None)
+            await write(Lossy("one"), [C])
+            await load("lost.db", "one", Lossy("one"))
     if hasattr(SQLiteYStore, "register_compression_callbacks"):
-        store = database("compressed.db")("one")
-        store.register_compression_callbacks(zlib.compress, zlib.decompress)
-        await write(store, [A, B, C])
+        await special("compressed.db", compressing=True)
     if hasattr(SQLiteYStore, "checkpoint_interval"):
-        await write(database("checkpoints.db", checkpoint_interval=2)("one"), [A, B, C])
+        await special("checkpoints.db", checkpoint_interval=2)
+    (out / "loaded.json").write_text(json.dumps(loaded, indent=1, ensure_ascii=False) + "\n")
 
 asyncio.run(main())
 """
