@@ -20,9 +20,8 @@ from types import SimpleNamespace
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import pytest
-from ycore_adapters.stores import FileStore, RoomNotFound, Store, StoredUpdate, StoreError
+from ycore_adapters.stores import FileStore, Fsync, RoomNotFound, Store, StoredUpdate, StoreError
 from ycore_adapters.stores import _logfile as logfile
-from ycore_adapters.stores.file import Fsync
 
 pytestmark = pytest.mark.anyio
 

@@ -17,6 +17,7 @@ import anyio
 import pytest
 from ycore_adapters.stores import (
     FileStore,
+    Fsync,
     MemoryStore,
     RoomCorrupt,
     RoomNotFound,
@@ -27,7 +28,6 @@ from ycore_adapters.stores import (
 )
 from ycore_adapters.stores._log import MAX_NAME, encode_header, encode_record
 from ycore_adapters.stores._logfile import LogFile
-from ycore_adapters.stores.file import Fsync
 from ycore_adapters.stores.testing import store_tests
 
 pytestmark = pytest.mark.anyio

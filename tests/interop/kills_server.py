@@ -16,8 +16,7 @@ from typing import Any, Final, Literal, TypeAlias
 import anyio
 from ycore_adapters.driver import Driver
 from ycore_adapters.server import Server, listen_tcp
-from ycore_adapters.stores import FileStore, SQLiteStore, Store
-from ycore_adapters.stores.file import Fsync
+from ycore_adapters.stores import FileStore, Fsync, SQLiteStore, Store
 
 WRITE_BYTES: Final = 64 * 1024
 COMPACT_FROM: Final = 64 * 1024

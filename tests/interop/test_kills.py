@@ -31,8 +31,7 @@ import anyio
 import pytest
 from clients import DEADLINE, Clients, Process
 from kills_server import Kind, open_store
-from ycore_adapters.stores import RoomNotFound, Store
-from ycore_adapters.stores.file import Fsync
+from ycore_adapters.stores import Fsync, RoomNotFound, Store
 
 from ycore import StructStore
 from ycore.updates import ParsedUpdate, parse_update

@@ -13,8 +13,7 @@ from typing import Any, Final
 import anyio
 import click
 
-from ..stores import FileStore, SQLiteStore, Store, StoreError
-from ..stores.file import Fsync
+from ..stores import FileStore, Fsync, SQLiteStore, Store, StoreError
 
 CONTEXT: Final = {"show_default": True, "auto_envvar_prefix": "YCORE"}
 

@@ -21,8 +21,7 @@ from ycore import Settings
 
 from ..driver import Driver, DriverSettings
 from ..server import Server, ServerSettings, listen_tcp, listen_unix
-from ..stores import MemoryStore, Store, StoreError
-from ..stores.file import Fsync
+from ..stores import Fsync, MemoryStore, Store, StoreError
 from ._common import CONTEXT, data_option, keep_history_option, store_at
 
 _DEFAULTS = ServerSettings()

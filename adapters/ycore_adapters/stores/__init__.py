@@ -1,5 +1,6 @@
 """Stores: where rooms are kept. The interface, its errors, and those that come with ycore."""
 
+from ._owned import Fsync
 from .file import FileStore
 from .interface import (
     HistoryNotKept,
@@ -15,6 +16,7 @@ from .sqlite import SQLiteStore
 
 __all__ = [
     "FileStore",
+    "Fsync",
     "HistoryNotKept",
     "MemoryStore",
     "RoomCorrupt",

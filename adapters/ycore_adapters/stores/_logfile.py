@@ -21,7 +21,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +38,7 @@ from ._log import (
     next_record,
     salt_of,
 )
+from ._owned import translated
 from .interface import HistoryNotKept, RoomCorrupt, RoomNotFound, StoredUpdate, StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -49,14 +50,6 @@ _TORN: Final = ".torn"
 _DAMAGED: Final = ".damaged"
 _CHUNK: Final = 1024 * 1024
 """How much is read, or copied, in one go."""
-
-
-@contextmanager
-def translated(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise StoreUnavailable(f"{doing}: {exc.strerror or exc}") from exc
 
 
 def _sync_path(path: Path) -> None:

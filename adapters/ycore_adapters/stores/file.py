@@ -33,24 +33,19 @@ from collections.abc import (
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias
+from typing import Final
 
 import anyio
 from anyio import to_thread
-from filelock import FileLock, Timeout
 
 from ._log import HEADER_SIZE, MAX_NAME, Damaged, TornTail, decode_header
-from ._logfile import NEW, SUFFIX, LogFile, translated
+from ._logfile import NEW, SUFFIX, LogFile
 from ._names import file_name, room_name
-from .interface import RoomNotFound, Store, StoredUpdate, StoreError, StoreUnavailable
+from ._owned import Fsync, OwnedStore, translated
+from .interface import RoomNotFound, StoredUpdate, StoreError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
-Fsync: TypeAlias = Literal["always", "everysec", "never"]
-
-_SYNC_EVERY: Final = 1.0
-"""Seconds between syncs under `everysec`."""
 _SYNCS_AT_ONCE: Final = 8
 """How many files are synced at the same time: file systems make one effort of several."""
 _INLINE_BYTES: Final = 256 * 1024
@@ -77,7 +72,7 @@ def _take(
     return taken, None
 
 
-class FileStore(Store):
+class FileStore(OwnedStore):
     """Rooms in a directory, which is made if it is not there.
 
     Args:
@@ -97,45 +92,19 @@ class FileStore(Store):
         compact_from: int = 256 * 1024,
     ) -> None:
         self.directory = Path(directory)
-        self.fsync: Fsync = fsync
+        what = f"the data directory {self.directory}"
+        super().__init__(what, self.directory / ".lock", fsync)
         self.keep_history = keep_history
         self.compact_from = compact_from
         self._logs: dict[str, LogFile] = {}
         self._compact_again: dict[str, int] = {}
         """Room -> how long its log is to be before compacting is tried again, after it failed."""
         self._is_open = False
-        self._stack = AsyncExitStack()
 
-    async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            with translated(f"can't use the data directory {self.directory}"):
-                self.directory.mkdir(parents=True, exist_ok=True)
-                lock = FileLock(self.directory / ".lock", blocking=False)
-                try:
-                    lock.acquire()
-                except Timeout:
-                    raise StoreUnavailable(
-                        f"the data directory {self.directory} is in use by another process"
-                    ) from None
-                stack.callback(lock.release)
-                for unfinished in self.directory.glob(f"*{NEW}"):
-                    unfinished.unlink(missing_ok=True)
-            stack.push_async_callback(self._close)
-            if self.fsync == "everysec":
-                tasks = await stack.enter_async_context(anyio.create_task_group())
-                stack.callback(tasks.cancel_scope.cancel)
-                tasks.start_soon(self._sync_every_second)
-            self._stack = stack.pop_all()
+    async def _open(self) -> None:
+        for unfinished in self.directory.glob(f"*{NEW}"):
+            unfinished.unlink(missing_ok=True)
         self._is_open = True
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._stack.__aexit__(exc_type, exc, traceback)
 
     async def load(
         self, room: str, *, at: float | None = None
@@ -253,11 +222,6 @@ class FileStore(Store):
                 keep_history=self.keep_history,
             )
         return log
-
-    async def _sync_every_second(self) -> None:
-        while True:
-            await anyio.sleep(_SYNC_EVERY)
-            await self._sync_all()
 
     async def _sync_all(self) -> None:
         limiter = anyio.CapacityLimiter(_SYNCS_AT_ONCE)

@@ -15,24 +15,21 @@ import logging
 import os
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, closing
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from time import time_ns
-from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 from zlib import crc32
 
 import anyio
 from anyio import to_thread
-from filelock import FileLock, Timeout
 
-from .file import Fsync
+from ._owned import Fsync, OwnedStore
 from .interface import (
     HistoryNotKept,
     RoomCorrupt,
     RoomNotFound,
-    Store,
     StoredUpdate,
     StoreError,
     StoreUnavailable,
@@ -65,8 +62,6 @@ CREATE TABLE updates (
 CREATE TABLE damaged AS SELECT *, 0 AS put_aside FROM updates;  -- by a repair, when
 """
 _SYNCHRONOUS: Final[dict[Fsync, str]] = {"always": "FULL", "everysec": "NORMAL", "never": "OFF"}
-_SYNC_EVERY: Final = 1.0
-"""Seconds between syncs under `everysec`."""
 _READ_BYTES: Final = 1024 * 1024
 """How many bytes of updates are read in one go."""
 
@@ -81,7 +76,7 @@ class _Append:
         self.error: StoreError | None = None
 
 
-class SQLiteStore(Store):
+class SQLiteStore(OwnedStore):
     """Rooms in a database file, which is made if it is not there.
 
     Args:
@@ -101,7 +96,7 @@ class SQLiteStore(Store):
         compact_from: int = 256 * 1024,
     ) -> None:
         self.path = Path(path)
-        self.fsync: Fsync = fsync
+        super().__init__(f"the database {self.path}", Path(f"{self.path}.lock"), fsync)
         self.keep_history = keep_history
         self.compact_from = compact_from
         self._db: sqlite3.Connection | None = None
@@ -113,37 +108,9 @@ class SQLiteStore(Store):
         self._unsynced: set[str] = set()
         self._failure: str | None = None
         """Why syncing failed, since it does."""
-        self._stack = AsyncExitStack()
 
-    async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            lock = FileLock(f"{self.path}.lock", blocking=False)
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                lock.acquire()
-            except Timeout:
-                raise StoreUnavailable(
-                    f"the database {self.path} is in use by another process"
-                ) from None
-            except OSError as exc:
-                raise StoreUnavailable(f"can't use {self.path}: {exc.strerror or exc}") from exc
-            stack.callback(lock.release)
-            self._db = await to_thread.run_sync(self._open)
-            stack.push_async_callback(self._close)
-            if self.fsync == "everysec":
-                tasks = await stack.enter_async_context(anyio.create_task_group())
-                stack.callback(tasks.cancel_scope.cancel)
-                tasks.start_soon(self._sync_every_second)
-            self._stack = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._stack.__aexit__(exc_type, exc, traceback)
+    async def _open(self) -> None:
+        self._db = await to_thread.run_sync(self._connect)
 
     # -- the interface
 
@@ -226,7 +193,7 @@ class SQLiteStore(Store):
                 db.rollback()
             raise StoreUnavailable(f"{self.path}: {exc}") from exc
 
-    def _open(self) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         try:
             db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
             try:
@@ -400,16 +367,14 @@ class SQLiteStore(Store):
 
     # -- syncing
 
-    async def _sync_every_second(self) -> None:
-        while True:
-            await anyio.sleep(_SYNC_EVERY)
-            if self._unsynced:
-                try:
-                    await self._sync()
-                except StoreError as exc:
-                    if self._failure is None:
-                        logger.error("sync failed file=%s error=%r", self.path, str(exc))
-                    self._failure = str(exc)
+    async def _sync_all(self) -> None:
+        if self._unsynced:
+            try:
+                await self._sync()
+            except StoreError as exc:
+                if self._failure is None:
+                    logger.error("sync failed file=%s error=%r", self.path, str(exc))
+                self._failure = str(exc)
 
     async def _sync(self) -> None:
         """Make durable what was committed."""
