@@ -172,6 +172,55 @@ async def test_appends_that_wait_are_committed_together(
         assert set(await load(store, "room 3")) == {b"%d" % i for i in range(3, 100, 7)}
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+async def test_when_a_commit_fails_oddly_nobody_is_told_it_succeeded(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async with SQLiteStore(path) as store:
+        told: list[str] = []
+
+        async def write(i: int) -> None:
+            try:
+                await store.append("r", at(1, b"%d" % i))
+            except StoreUnavailable:
+                told.append("no")
+            else:
+                told.append("yes")
+
+        def commit(batch: object) -> None:
+            raise error
+
+        with monkeypatch.context() as faults:
+            faults.setattr(store, "_commit", commit)
+            async with anyio.create_task_group() as tasks:
+                for i in range(5):
+                    tasks.start_soon(write, i)
+        assert told == ["no"] * 5
+        await store.append("r", at(1, b"later"))
+        assert await load(store, "r") == [b"later"]
+
+
+async def test_a_reader_does_not_keep_it_from_syncing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SQLiteStore(path) as store:
+        await store.append("r", at(1, b"1"))
+        with closing(sqlite3.connect(path)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM updates").fetchall()
+            await store.append("r", at(1, b"2"))
+            synced: list[int] = []
+            fsync = os.fsync
+
+            def noting(fd: int) -> None:
+                synced.append(os.fstat(fd).st_size)
+                fsync(fd)
+
+            monkeypatch.setattr(os, "fsync", noting)
+            await store.release("r")
+            assert synced == [Path(f"{path}-wal").stat().st_size]
+
+
 async def test_a_sync_that_fails_is_known_until_it_succeeds(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

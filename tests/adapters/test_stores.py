@@ -629,6 +629,60 @@ async def test_a_load_reads_one_file_though_it_is_replaced(directory: Path, size
         assert await load(store, "r") == [b"s" * size]
 
 
+async def test_healing_and_compacting_at_once_lose_nothing(directory: Path) -> None:
+    """Each writes a file of its own beside the log."""
+    async with FileStore(directory) as store:
+        begun = anyio.Event()
+        await store.append("r", at(1, b"1"))
+
+        async def snapshot() -> StoredUpdate:
+            store._log("r").failure = "a sync failed"
+            await store.append("r", at(1, b"2"))
+            store._log("r").failure = "another failed"
+            begun.set()
+            return StoredUpdate(b"1", 1)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.compact, "r", snapshot)
+            await begun.wait()
+            for i in range(50):
+                tasks.start_soon(store.append, "r", at(1, b"x%d" % i))
+        await store.append("r", at(1, b"last"))
+        loaded = await load(store, "r")
+        assert {b"1", b"2", b"last", *(b"x%d" % i for i in range(50))} <= set(loaded)
+        await store.release("r")
+        assert await load(store, "r") == loaded
+        assert list(directory.glob("*.new")) == []
+
+
+async def test_what_the_system_lost_of_an_open_log_is_no_secret(directory: Path) -> None:
+    async with FileStore(directory) as store:
+        await store.append("r", at(1, b"1"))
+        await store.append("r", at(1, b"2"))
+        path = directory / "r.ylog"
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(RoomCorrupt, match="lost"):
+            await load(store, "r")
+
+
+async def test_a_sync_that_fails_while_loading_is_made_good_for(
+    directory: Path, disk: Disk
+) -> None:
+    path, _ = await make_log(directory, [b"1"])
+    first = path.stat().st_ino
+    async with FileStore(directory, fsync="always") as store:
+        disk.broken = {"fsync"}
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="Input/output error"):
+                await load(store, "r")
+            with pytest.raises(StoreUnavailable):
+                await store.release("r")
+        assert list(store.problems()) == ["r"]
+        disk.broken = set()
+        assert await load(store, "r") == [b"1"]
+        assert path.stat().st_ino != first
+
+
 async def test_history_has_no_gap(directory: Path) -> None:
     """Who stops keeping it for a while would be told wrong things about that while."""
     async with FileStore(directory, keep_history=True) as store:

@@ -1,7 +1,7 @@
 """The files of one room, as the file store has them in its directory. Blocking: runs in threads.
 
     NAME.ylog             the log: what the room is
-    NAME.new              what is to take its place, while that is being written
+    NAME.….new            what is to take its place, while that is being written
     NAME.past/00000001    logs that were compacted, if history is kept: links to the files
     NAME.torn             tails that were cut off
     NAME.damaged/1        logs that were repaired, as they were
@@ -21,7 +21,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -162,9 +162,6 @@ class Beside:
         self._fd: int | None = None
 
     def open(self) -> None:
-        # A file of its own in any case: what was given up a moment ago may still be written to.
-        with suppress(FileNotFoundError):
-            os.unlink(self.path)
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
 
     @property
@@ -195,9 +192,15 @@ class Beside:
     def discard(self) -> None:
         """Remove it, if it has not taken the place."""
         if self._fd is not None:
-            os.close(self.taken())
+            _close(self.taken())
             with suppress(OSError):
                 os.unlink(self.path)
+
+
+def _close(fd: int) -> None:
+    """Close it. Should that fail, it is closed all the same; what counts was synced before."""
+    with suppress(OSError):
+        os.close(fd)
 
 
 def _write(fd: int, data: bytes, at: int) -> int:
@@ -251,7 +254,8 @@ class LogFile:
         if at is not None:
             yield from self._read_past(at)
             return
-        reading = _Reading(self.room, self.path, until=self.size)
+        size = self.size
+        reading = _Reading(self.room, self.path, until=size)
         try:
             for record in reading.records():
                 yield _stored(record)
@@ -259,16 +263,31 @@ class LogFile:
             self.size = 0
             raise
         reading.check()
-        if self.size is None:
-            if reading.tail:
-                self._cut(reading.end, reading.tail)
-            if self._syncs:
-                # A process that was killed may have written it, and not have got to syncing it.
-                with translated(f"can't sync {self.path}"):
-                    _sync_path(self.path)
-                    _sync_path(self.path.parent)
-            self.size, self._salt = reading.end, reading.salt
-            self.snapshot = reading.snapshot
+        if size is not None:
+            self._check_end(reading, size)
+            return
+        if reading.tail:
+            self._cut(reading.end, reading.tail)
+        self.size, self._salt = reading.end, reading.salt
+        self.snapshot = reading.snapshot
+        if self._syncs:
+            # A process that was killed may have written it, and not have got to syncing it.
+            with self._noting_failure():
+                _sync_path(self.path)
+                _sync_path(self.path.parent)
+
+    def _check_end(self, reading: _Reading, size: int) -> None:
+        if reading.end != size:
+            raise RoomCorrupt(f"{self.path}: the system lost what was written to it")
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        """After a sync that failed the next one may succeed, with nothing on the disk."""
+        try:
+            yield
+        except OSError as exc:
+            self.failure = f"can't sync {self.path}: {exc.strerror or exc}"
+            raise StoreUnavailable(self.failure) from exc
 
     def _read_past(self, at: int) -> Iterator[StoredUpdate]:
         known = first = False
@@ -367,8 +386,8 @@ class LogFile:
                 os.ftruncate(self._fd, self.size)
             else:
                 os.unlink(self.path)
-                os.close(self._fd)
-                self._fd = None
+                fd, self._fd = self._fd, None
+                _close(fd)
             self._untidy = False
 
     def sync(self) -> None:
@@ -377,12 +396,8 @@ class LogFile:
             self.heal()
         elif self._fd is not None and self.dirty:
             self.dirty = False  # what is appended meanwhile sets it again
-            with translated(f"can't sync {self.path}"):
-                try:
-                    self._sync()
-                except OSError as exc:
-                    self.failure = f"can't sync {self.path}: {exc.strerror or exc}"
-                    raise
+            with self._noting_failure():
+                self._sync()
 
     def _sync(self) -> None:
         assert self._fd is not None
@@ -395,18 +410,21 @@ class LogFile:
         if self._fd is not None:
             if self._untidy:
                 self._take_back()
-            if self._fd is not None:
-                os.close(self._fd)
-                self._fd = None
+            fd, self._fd = self._fd, None
+            if fd is not None:
+                _close(fd)
         self.size = None
 
     # -- putting something in its place
 
     def beside(self) -> Beside:
-        return Beside(self.path.with_suffix(NEW))
+        # A name of its own, since somebody else may be at it, or not know yet that he is too late.
+        return Beside(self.path.with_suffix(f".{secrets.token_hex(4)}{NEW}"))
 
     def write_snapshot(self, beside: Beside, update: StoredUpdate) -> None:
         """Write beside the log what is to take the place of its beginning, and read it back."""
+        if self.size is None:
+            raise StoreUnavailable(f"{self.path} was closed while it was being compacted")
         with translated(f"can't write {beside.path}"):
             beside.open()
             beside.write(encode_header(self.room, self._salt))
@@ -438,9 +456,10 @@ class LogFile:
             if beside.snapshot is not None:
                 self._keep_past()
             os.replace(beside.path, self.path)
-        if self._fd is not None:
-            os.close(self._fd)
-        self.size, self._fd = beside.size, beside.taken()
+        fd, self._fd = self._fd, beside.taken()
+        self.size = beside.size
+        if fd is not None:
+            _close(fd)
         self.snapshot = self.snapshot if beside.snapshot is None else beside.snapshot
         self._untidy = False
         self.failure = None
@@ -474,8 +493,7 @@ class LogFile:
         for _ in reading.records():
             pass
         reading.check()
-        if reading.end != self.size:
-            raise RoomCorrupt(f"{self.path}: the system lost what was written to it")
+        self._check_end(reading, self.size)
         beside = self.beside()
         try:
             with translated(f"can't write {beside.path}"):
@@ -505,7 +523,7 @@ class LogFile:
                 _sync_path(aside.parent)
                 os.replace(beside.path, self.path)
                 _sync_path(self.path.parent)
-            os.close(beside.taken())
+            _close(beside.taken())
         finally:
             beside.discard()
         return aside
@@ -528,7 +546,7 @@ class LogFile:
             for suffix in (_PAST, _DAMAGED):
                 if (directory := self.path.with_suffix(suffix)).exists():
                     shutil.rmtree(directory)
-            for suffix in (NEW, _TORN, SUFFIX):  # the log last: until it goes, the room is there
+            for suffix in (_TORN, SUFFIX):  # the log last: until it goes, the room is there
                 with suppress(FileNotFoundError):
                     os.unlink(self.path.with_suffix(suffix))
             _sync_path(self.path.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -13,6 +14,8 @@ import anyio
 from filelock import FileLock, Timeout
 
 from .interface import Store, StoreUnavailable
+
+logger = logging.getLogger(__name__)
 
 Fsync: TypeAlias = Literal["always", "everysec", "never"]
 """When what was appended is made durable: before `append` returns, within a second, or whenever the
@@ -76,7 +79,10 @@ class OwnedStore(Store):
     async def _sync_every_second(self) -> None:
         while True:
             await anyio.sleep(_SYNC_EVERY)
-            await self._sync_all()
+            try:
+                await self._sync_all()
+            except Exception:  # a bug, or no thread to be had: everything else goes on
+                logger.exception("syncing failed")
 
     @abstractmethod
     async def _open(self) -> None:

@@ -110,6 +110,7 @@ class FileStore(OwnedStore):
         self, room: str, *, at: float | None = None
     ) -> AsyncGenerator[StoredUpdate, None]:
         log = self._log(room)
+        await self._mend(log)
         updates = log.read(None if at is None else round(at * 1000))
         try:
             async with log.in_use:  # the file that is opened has to be the one that is meant
@@ -126,15 +127,19 @@ class FileStore(OwnedStore):
     async def append(self, room: str, updates: Sequence[StoredUpdate]) -> None:
         log = self._log(room)
         sync = self.fsync == "always"
-        if log.failure is not None:
-            async with log.in_use, log.writing:
-                await to_thread.run_sync(log.sync)
+        await self._mend(log)
         async with log.writing:
             size = sum(len(update.update) for update in updates)
             if sync or log.size is None or size > _INLINE_BYTES:
                 await to_thread.run_sync(partial(log.append, updates, sync=sync))
             else:
                 log.append(updates, sync=False)
+
+    async def _mend(self, log: LogFile) -> None:
+        """Make good for a sync that failed, before anybody goes on."""
+        if log.failure is not None:
+            async with log.in_use, log.writing:
+                await to_thread.run_sync(log.sync)
 
     async def compact(self, room: str, snapshot: Callable[[], Awaitable[StoredUpdate]]) -> None:
         log = self._log(room)
@@ -181,7 +186,8 @@ class FileStore(OwnedStore):
                     head = await to_thread.run_sync(file.read, HEADER_SIZE)
                 try:
                     room = decode_header(head)[0]
-                except (Damaged, TornTail):
+                except (Damaged, TornTail) as exc:
+                    logger.warning("no room can be told from file=%s error=%r", path, str(exc))
                     continue
             if self._path(room) == path:
                 yield room
@@ -237,7 +243,7 @@ class FileStore(OwnedStore):
                 if had_failed := log.failure is not None:  # what it does then is no mere sync
                     await stack.enter_async_context(log.writing)
                 await to_thread.run_sync(log.sync, limiter=limiter)
-        except StoreError as exc:
+        except Exception as exc:  # whatever it is, other rooms go on
             if not had_failed:
                 logger.error("sync failed room=%r error=%r", log.room, str(exc))
 

@@ -15,7 +15,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from time import time_ns
@@ -44,7 +44,7 @@ _APPLICATION_ID: Final = 0x79636F72
 _VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE rooms (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never one of a room that was deleted
     name BLOB NOT NULL UNIQUE,  -- UTF-8, with surrogates
     snapshot INTEGER NOT NULL DEFAULT 0,  -- the update that has all before it; 0 if there is none
     bytes INTEGER NOT NULL DEFAULT 0,  -- of the updates from there on
@@ -138,13 +138,31 @@ class SQLiteStore(OwnedStore):
     async def append(self, room: str, updates: Sequence[StoredUpdate]) -> None:
         append = _Append(room, updates)
         self._waiting.append(append)
-        async with self._lock:
-            if not append.done:
-                batch, self._waiting = self._waiting, []
-                with anyio.CancelScope(shield=True):  # others wait for it too
-                    await to_thread.run_sync(self._commit, batch)
+        try:
+            async with self._lock:
+                if not append.done:
+                    batch, self._waiting = self._waiting, []
+                    with anyio.CancelScope(shield=True):  # others wait for it too
+                        await self._commit_all(batch)
+        finally:
+            if append in self._waiting:  # cancelled: nobody else shall do it
+                self._waiting.remove(append)
         if append.error is not None:
             raise append.error
+
+    async def _commit_all(self, batch: list[_Append]) -> None:
+        """Commit appends. Each is told what became of it, whatever happens."""
+        try:
+            await to_thread.run_sync(self._commit, batch)
+        except Exception as exc:  # no memory, no thread, a time that is no number
+            for append in batch:
+                if not append.done:
+                    append.error = StoreUnavailable(f"{self.path}: {exc!r}")
+        finally:
+            for append in batch:
+                if not append.done and append.error is None:
+                    append.error = StoreUnavailable(f"{self.path}: it was not committed")
+                append.done = True
 
     async def compact(self, room: str, snapshot: Callable[[], Awaitable[StoredUpdate]]) -> None:
         key, last = await self._run(self._last, room)
@@ -391,8 +409,15 @@ class SQLiteStore(OwnedStore):
         if self._db is None:
             raise StoreUnavailable(f"the database {self.path} is closed")
         try:
+            # The checkpoint syncs the log only as far as no reader keeps it from being read.
+            with suppress(FileNotFoundError):
+                fd = os.open(f"{self.path}-wal", os.O_RDONLY)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
             self._db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, OSError) as exc:
             raise StoreUnavailable(f"can't sync {self.path}: {exc}") from exc
 
     async def _close(self) -> None:
