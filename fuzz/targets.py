@@ -17,7 +17,7 @@ from typing import Final
 
 from ycore_adapters._peer import Message as PeerMessage
 from ycore_adapters._peer import Peer, PeerState
-from ycore_adapters._peer import Request as PeerRequest
+from ycore_adapters.hooks import Request
 from ycore_adapters.stores._log import (
     Damaged,
     TornTail,
@@ -498,7 +498,7 @@ def _talk(pieces: Iterator[bytes]) -> tuple[list[object], bool, int]:
         todo = list(peer.receive(piece))
         while todo:
             event = todo.pop(0)
-            if isinstance(event, PeerRequest):
+            if isinstance(event, Request):
                 events.append(event.room)
                 todo = [*peer.accept(), *todo]
             else:

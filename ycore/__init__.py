@@ -10,6 +10,7 @@ from .errors import CloseCode, LocalProtocolError, ProtocolError, RemoteProtocol
 from .frame import Frame
 from .hub import Hub
 from .room import (
+    AwarenessChanged,
     Close,
     CustomMessage,
     Effect,
@@ -34,6 +35,7 @@ from .updates import (
 
 __all__ = [
     "Awareness",
+    "AwarenessChanged",
     "AwarenessEntry",
     "Close",
     "CloseCode",

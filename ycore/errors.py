@@ -29,9 +29,13 @@ class CloseCode(IntEnum):
     TRY_AGAIN_LATER = 1013
     """The room can't be served now: it or the server is full, its store failed, or this member was
     too slow for too long."""
+    UNAUTHORIZED = 4401
+    """Who is it? Like all codes from 4400 to 4499, one on which y-websocket, from 3.1, does not
+    reconnect."""
+    FORBIDDEN = 4403
+    """Whoever it is may not come in."""
     DOCUMENT_FULL = 4413
-    """The document takes more memory than it may. The same edits would be refused again, so this is
-    one of the codes on which y-websocket, from 3.1, does not reconnect (4400 to 4499)."""
+    """The document takes more memory than it may. The same edits would be refused again."""
 
 
 class ProtocolError(Exception):

@@ -51,6 +51,7 @@ from .steps import STEP, Steps
 from .updates import ParsedUpdate, StructStore, collect
 
 __all__ = [
+    "AwarenessChanged",
     "Close",
     "CustomMessage",
     "Effect",
@@ -123,7 +124,7 @@ class Close:
     """Close the member's connection, after what was sent to it. It has left the room already."""
 
     member: Member
-    code: CloseCode
+    code: int
     reason: str
 
 
@@ -148,6 +149,14 @@ class CustomMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class AwarenessChanged:
+    """These came, changed what they show, or went. Only if `Settings.tell_awareness`."""
+
+    room: Room
+    entries: tuple[AwarenessEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """From a `Hub`: give the room what the store has (`Room.load`), then call `Room.opened`.
 
@@ -165,7 +174,9 @@ class Unload:
     generation: int
 
 
-Effect: TypeAlias = Persist | Send | Close | Probe | CustomMessage | Load | Unload
+Effect: TypeAlias = (
+    Persist | Send | Close | Probe | CustomMessage | AwarenessChanged | Load | Unload
+)
 
 
 # ---- the room
@@ -380,6 +391,25 @@ class Room:
         frame.done = not contents
         return effects
 
+    def dismiss(self, member: Member, code: int, reason: str, *, now: float) -> list[Effect]:
+        """Send a member away. Does nothing if it has left."""
+        return self._dismiss(member, code, reason, now) if self._is_in(member) else []
+
+    def send_custom(self, type_: int, payload: bytes, *, to: Member | None = None) -> list[Effect]:
+        """Send a message of a type of the application's own to one member, or to all.
+
+        Raises:
+            LocalProtocolError: the type is not in `Settings.custom_types`.
+        """
+        if type_ not in self.settings.custom_types:
+            raise LocalProtocolError(f"message type {type_} is not in Settings.custom_types")
+        effects: list[Effect] = []
+        audience = self._who_is_present()
+        if to is not None:
+            audience = (to,) if to in audience else ()
+        self._broadcast(Custom(type_, payload).encode(), audience, None, effects)
+        return effects
+
     def close(self, code: CloseCode, reason: str, *, now: float) -> list[Effect]:
         """Send everyone away, for good: the room is CLOSED."""
         self.state = State.CLOSED
@@ -502,7 +532,7 @@ class Room:
         member._waiting.append(frame)
         return []
 
-    def _dismiss(self, member: Member, code: CloseCode, reason: str, now: float) -> list[Effect]:
+    def _dismiss(self, member: Member, code: int, reason: str, now: float) -> list[Effect]:
         return [Close(member, code, reason), *self.leave(member, now=now)]
 
     def _take_custom(self, member: Member, message: Custom, effects: list[Effect]) -> None:
@@ -702,6 +732,8 @@ class Room:
         if entries:
             frame = AwarenessUpdate(encode_awareness(entries)).encode()
             self._broadcast(frame, self._who_is_present(), skip, effects)
+            if self.settings.tell_awareness:
+                effects.append(AwarenessChanged(self, tuple(entries)))
         return effects
 
     def _send_awareness(self, member: Member, clients: list[int], effects: list[Effect]) -> None:

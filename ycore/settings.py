@@ -69,6 +69,9 @@ class Settings:
     """Message types of the application's own: they come back as `CustomMessage` effects. Messages
     of other unknown types are counted and dropped."""
 
+    tell_awareness: bool = False
+    """Whether the caller is told of changed awareness states in `AwarenessChanged` effects."""
+
     def __post_init__(self) -> None:
         if taken := self.custom_types & BUILT_IN_TYPES:
             raise LocalProtocolError(f"message types {sorted(taken)} are y-protocols' own")

@@ -140,13 +140,11 @@ def _is_key(key: bytes) -> bool:
         return False
 
 
-def first_subprotocol(headers: Headers) -> str | None:
-    """The first of those offered: browsers fail the connection if none is selected.
+def check_subprotocols(headers: Headers) -> None:
+    """Check the subprotocols that are offered.
 
     Raises:
         BadRequest: not all are tokens (section 4.1).
     """
-    offered = elements(headers, b"sec-websocket-protocol")
-    if not all(map(_TOKEN.fullmatch, offered)):
+    if not all(map(_TOKEN.fullmatch, elements(headers, b"sec-websocket-protocol"))):
         raise BadRequest("malformed Sec-WebSocket-Protocol")
-    return next(iter(offered), None)

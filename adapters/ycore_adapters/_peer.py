@@ -36,11 +36,12 @@ from ._handshake import (
     BadRequest,
     accept_headers,
     check_request,
+    check_subprotocols,
     elements,
-    first_subprotocol,
     split_target,
     wants_websocket,
 )
+from .hooks import Request
 
 _COMPRESS_FROM: Final = 256
 _COMPRESS_UPTO: Final = 512 * 1024
@@ -58,20 +59,6 @@ class PeerState(Enum):
     """We sent our close frame, or an HTTP answer. What still comes is ignored."""
     DONE = "done"
     """Both sides have said all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A WebSocket wants to be opened."""
-
-    room: str
-    """From the path: without the prefix, percent-decoded."""
-    path: str
-    """As it was sent, without the query."""
-    query: str
-    """As it was sent, without the question mark."""
-    headers: tuple[tuple[bytes, bytes], ...]
-    """Names in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +170,7 @@ class Peer:
                 return []
             answer = accept_headers(event.method, event.http_version, headers)
             room = self._room_of(path)
-            if subprotocol := first_subprotocol(headers):
-                answer.append((b"Sec-WebSocket-Protocol", subprotocol.encode()))
+            check_subprotocols(headers)
         except BadRequest as exc:
             self._answer(exc.status, exc.text, exc.headers)
             return []
@@ -228,9 +214,11 @@ class Peer:
         self._http = None
         self.state = PeerState.CLOSING
 
-    def accept(self) -> list[Event]:
+    def accept(self, subprotocol: str | None = None) -> list[Event]:
         """Open the WebSocket. Returns what the peer sent already."""
         assert self.state is PeerState.ASKED
+        if subprotocol is not None:
+            self._acceptance.append((b"Sec-WebSocket-Protocol", subprotocol.encode()))
         assert self._http is not None
         self._http.next_event()  # the end of the request: only now may the protocol be switched
         phrase = HTTPStatus.SWITCHING_PROTOCOLS.phrase.encode()
@@ -297,7 +285,7 @@ class Peer:
             return
         self.state = PeerState.DONE
 
-    def close(self, code: CloseCode, reason: str) -> None:
+    def close(self, code: int, reason: str) -> None:
         """Send our close frame. The peer's answer makes it DONE."""
         if self.state is PeerState.OPEN:
             assert self._ws is not None

@@ -23,10 +23,11 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import isawaitable
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -35,6 +36,7 @@ import anyio.abc
 from anyio import lowlevel
 
 from ycore import (
+    AwarenessChanged,
     Close,
     CloseCode,
     CustomMessage,
@@ -53,9 +55,11 @@ from ycore import (
     State,
     Unload,
 )
+from ycore.messages import PermissionDenied
 from ycore.steps import Steps
 from ycore.updates import ParsedUpdate, parse_update_steps, parts_of
 
+from .hooks import Access, HookCalls, Hooks, Refused, Request
 from .stores import (
     RoomCorrupt,
     RoomNotFound,
@@ -103,19 +107,31 @@ class DriverSettings:
     """Whether a room of which not everything can be read any more is opened with what can, for
     reading only. Otherwise who wants to join is sent away (1013) until it is repaired."""
 
+    allowed_origins: frozenset[str] | None = None
+    """From which web pages clients may come, such as "https://example.org"; None: from all.
+    Browsers name the page in `Origin`, and send cookies whatever the page: set this if
+    `Hooks.authorize` trusts cookies. Who sends no Origin is no browser, and is let pass."""
+
+    authorize_timeout: float = 5.0
+    """For how many seconds `Hooks.authorize` may think. Then the client is sent away (1013)."""
+
 
 class Connection(ABC):
     """What the driver asks of a transport, for one member. Nothing here may block or raise."""
 
     waiting = 0
     """How many bytes were sent and not yet taken by the socket."""
+    request: Request | None = None
+    """What it asked for, once it was admitted."""
+    access: Access | None = None
+    """What it may do, once it was admitted."""
 
     @abstractmethod
     def send(self, frame: bytes) -> None:
         """Queue one binary WebSocket message, and see to `Driver.flush_soon`."""
 
     @abstractmethod
-    def close(self, code: CloseCode, reason: str) -> None:
+    def close(self, code: int, reason: str) -> None:
         """Close in order: behind what was sent. Nothing will be sent after."""
 
     @abstractmethod
@@ -172,8 +188,7 @@ class Driver:
     Args:
         store: an open store. The driver does not close it.
         settings, limits: of the rooms, and of the driver itself.
-        on_custom: called with each message of a type in `Settings.custom_types`.
-        metadata: makes what is stored beside an update, given its author.
+        hooks: the application's.
         clock: monotonic seconds.
         wall_clock: seconds since 1970, for what is stored.
     """
@@ -184,17 +199,18 @@ class Driver:
         *,
         settings: Settings | None = None,
         limits: DriverSettings | None = None,
-        on_custom: Callable[[CustomMessage], None] | None = None,
-        metadata: Callable[[Member], bytes] | None = None,
+        hooks: Hooks | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.hub = Hub(settings)
+        self.hooks = hooks or Hooks()
+        tells = self.hooks.on_awareness is not None
+        self.hub = Hub(replace(settings or Settings(), tell_awareness=tells))
         self.limits = limits or DriverSettings()
         self.clock = clock
+        self.hook_errors: Counter[str] = Counter()
+        """By hook, how often it raised."""
         self._store = store
-        self._on_custom = on_custom
-        self._metadata = metadata
         self._wall_clock = wall_clock
         self._work: dict[Room, _Work] = {}
         self._problems: dict[Room, str] = {}
@@ -206,11 +222,13 @@ class Driver:
         self._something_dirty = anyio.Event()
         self._turn = anyio.Lock()
         self._stack = AsyncExitStack()
-        self._tasks: anyio.abc.TaskGroup | None = None
+        self._tasks: anyio.abc.TaskGroup
+        self._calls: HookCalls
 
     async def __aenter__(self) -> Self:
         self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(self._tasks.cancel_scope.cancel)
+        self._calls = HookCalls(self._tasks, self.hook_errors)
         self._tasks.start_soon(self._flush)
         self._tasks.start_soon(self._tick)
         return self
@@ -225,8 +243,50 @@ class Driver:
 
     # -- for transports
 
+    async def authorize(self, request: Request) -> Access | Refused:
+        """Find out what somebody may do who asks to be let in."""
+        origin = request.header("origin")
+        allowed = self.limits.allowed_origins
+        if allowed is not None and origin is not None and origin not in allowed:
+            return Refused(f"pages of {origin} may not connect here")
+        if self.hooks.authorize is None:
+            return Access()
+        try:
+            with anyio.fail_after(self.limits.authorize_timeout):
+                access = self.hooks.authorize(request)
+                return await access if isawaitable(access) else access
+        except Refused as refused:
+            return refused
+        except TimeoutError:
+            code, reason = CloseCode.TRY_AGAIN_LATER, "it took too long to find out who you are"
+            logger.error("hook takes too long name=authorize")
+        except Exception:
+            code, reason = CloseCode.INTERNAL_ERROR, "the server could not find out who you are"
+            logger.exception("hook failed name=authorize")
+        self.hook_errors["authorize"] += 1
+        return Refused(reason, code)
+
+    def admit(
+        self, request: Request, access: Access | Refused, connection: Connection
+    ) -> Member | None:
+        """A connection was accepted, and `authorize` has said what it may do: let it join, or tell
+        it why not, which gives None.
+
+        Raises:
+            LocalProtocolError: as `join` does.
+        """
+        connection.request = request
+        if isinstance(access, Access):
+            connection.access = access
+            room = request.room if access.room is None else access.room
+            return self.join(room, connection, read_only=access.read_only)
+        if access.is_final:
+            connection.send(PermissionDenied(access.reason).encode())
+        connection.close(access.code, access.reason)
+        return None
+
     def join(self, room: str, connection: Connection, *, read_only: bool = False) -> Member:
-        """A connection was accepted into a room.
+        """A connection was accepted into a room, by whoever has no requests to `admit`.
 
         Raises:
             LocalProtocolError: `drain` was called: what is being stored must not be loaded again.
@@ -249,6 +309,7 @@ class Driver:
             self._carry_out(room, room.receive(member, message, now=self.clock()))
             while (work := self._work.get(room)) and work.backlog > self.limits.max_backlog_bytes:
                 await work.progress.wait()
+            await self._calls.caught_up(room, self.limits.max_backlog_bytes)
             if message.done:
                 return
             if self.clock() > pause:
@@ -281,6 +342,25 @@ class Driver:
         if effects:
             self._carry_out(member.room, effects)
 
+    # -- for applications
+
+    def dismiss(self, member: Member, code: int, reason: str) -> None:
+        """Send a member away: it may no longer be here, say. Does nothing if it has left."""
+        now = self.clock()
+        self._carry_out(member.room, member.room.dismiss(member, code, reason, now=now))
+
+    def send_custom(
+        self, room: str, type_: int, payload: bytes, *, to: Member | None = None
+    ) -> None:
+        """Send a message of the application's own to one member of a room, or to all. Does nothing
+        if the room is not in use.
+
+        Raises:
+            LocalProtocolError: the type is not in `Settings.custom_types`.
+        """
+        if (open_room := self.hub.rooms.get(room)) is not None:
+            self._carry_out(open_room, open_room.send_custom(type_, payload, to=to))
+
     def problems(self) -> dict[str, str]:
         """What is wrong with the storing of rooms at the moment, by name: for operators."""
         problems = dict(self._store.problems())
@@ -291,11 +371,16 @@ class Driver:
         """Store what was accepted, then send everyone away (1001): the server goes down."""
         self._draining = True
         now = self.clock()
-        for room in tuple(self.hub.rooms.values()):
+        rooms = tuple(self.hub.rooms.values())
+        for room in rooms:
             reason = "the server is shutting down"
             self._carry_out(room, self.hub.close(room, CloseCode.GOING_AWAY, reason, now=now))
         while self._work:
             await next(iter(self._work.values())).progress.wait()
+        for room in rooms:
+            self._calls.soon(room, "before_unload", self.hooks.before_unload, room)
+        for room in rooms:
+            await self._calls.caught_up(room)
 
     # -- effects
 
@@ -305,7 +390,6 @@ class Driver:
             for i, effect in enumerate(effects):
                 if isinstance(effect, Persist | Load | Unload):
                     work = self._work[room] = _Work()
-                    assert self._tasks is not None, "the driver was not entered"
                     self._tasks.start_soon(self._work_through, room, work)
                     effects = effects[i:]
                     break
@@ -350,20 +434,26 @@ class Driver:
         await self._patiently(room, lambda: self._store.append(room.name, updates))
         for _ in range(count):
             effect = work.take()
-            if not isinstance(effect, Persist):
+            if isinstance(effect, Persist):
+                update, author = effect.update, effect.author
+                on_update = self.hooks.on_update
+                self._calls.soon(
+                    room, "on_update", on_update, room, update, author, size=len(update)
+                )
+            else:
                 self._do(effect)
         if self._store.outgrown(room.name) and room not in self._compacting:
             self._compacting[room] = anyio.Event()
-            assert self._tasks is not None
             self._tasks.start_soon(self._compact, room)
 
     def _metadata_of(self, author: Member) -> bytes:
-        if self._metadata is None:
+        if self.hooks.metadata is None:
             return b""
         try:
-            return self._metadata(author)
-        except Exception:  # the application's, and no reason to lose an edit
-            logger.exception("metadata failed room=%r", author.room.name)
+            return self.hooks.metadata(author)
+        except Exception:  # no reason to lose an edit
+            self.hook_errors["metadata"] += 1
+            logger.exception("hook failed name=metadata")
             return b""
 
     async def _patiently(self, room: Room, do: Callable[[], Awaitable[None]]) -> None:
@@ -417,6 +507,8 @@ class Driver:
 
     async def _unload(self, effect: Unload) -> None:
         room = effect.room
+        self._calls.soon(room, "before_unload", self.hooks.before_unload, room)
+        await self._calls.caught_up(room)
         while room in self._compacting:
             await self._compacting[room].wait()
         await self._patiently(room, lambda: self._store.release(room.name))
@@ -496,11 +588,17 @@ class Driver:
             connection = effect.member.link
             if connection is not None:
                 connection.probe()
-        elif isinstance(effect, CustomMessage) and self._on_custom is not None:
-            try:
-                self._on_custom(effect)
-            except Exception:
-                logger.exception("on_custom failed type=%d", effect.type)
+        elif isinstance(effect, CustomMessage):
+            self._calls.soon(
+                effect.member.room,
+                "on_custom",
+                self.hooks.on_custom,
+                effect,
+                size=len(effect.payload),
+            )
+        elif isinstance(effect, AwarenessChanged):
+            on_awareness = self.hooks.on_awareness
+            self._calls.soon(effect.room, "on_awareness", on_awareness, effect.room, effect.entries)
 
     def _overflowed(self, member: Member, connection: Connection) -> None:
         connection.flush()  # perhaps nothing is wrong but that much came in this one turn

@@ -19,7 +19,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,8 +30,9 @@ from anyio import lowlevel
 from ycore import CloseCode, Member
 
 from ._deflate import Window
-from ._peer import Event, Message, Peer, PeerState, Request, frame_message, refusal
+from ._peer import Event, Message, Peer, PeerState, frame_message, refusal
 from .driver import Connection, Driver
+from .hooks import Request
 
 logger = logging.getLogger(__name__)
 
@@ -249,6 +250,15 @@ def _address(family: int, address: Any) -> str | None:
     return str(host)
 
 
+def _host(sock: socket.socket) -> str | None:
+    """The peer's IP address, if it has one and is still there."""
+    with suppress(OSError):
+        if sock.family != socket.AF_UNIX:
+            host: str = sock.getpeername()[0]
+            return host.removeprefix("::ffff:")
+    return None
+
+
 class _Socket(Connection):
     """One accepted socket: its outbox, and what it is doing."""
 
@@ -259,9 +269,6 @@ class _Socket(Connection):
         """What it is counted under."""
         self.peer = server.make_peer()
         self.member: Member | None = None
-        self.request: Request | None = None
-        """What it asked for: an application finds the query and the headers here, at
-        `member.link.request`."""
         self.since = self.heard = time.monotonic()
         """When it was accepted, or began to close; and when it was last heard of."""
         self.pinged: float | None = None
@@ -287,7 +294,7 @@ class _Socket(Connection):
         if self.peer.state is PeerState.OPEN:
             self._put(self.server.framed(frame, self.peer.window))
 
-    def close(self, code: CloseCode, reason: str) -> None:
+    def close(self, code: int, reason: str) -> None:
         self.peer.close(code, reason)
         self.put_output()
 
@@ -604,13 +611,16 @@ class Server:
             logger.exception("leaving failed")
 
     async def _answer(self, sock: _Socket, request: Request) -> None:
+        request = replace(request, address=_host(sock.sock))
+        access = await self.driver.authorize(request)
+        if sock.peer.state is not PeerState.ASKED:
+            return  # it took too long
         if self._stopping:
             sock.peer.refuse(503, "the server is shutting down")
             return
-        sock.request = request
-        early = sock.peer.accept()
+        early = sock.peer.accept(request.subprotocol_for(access))
         sock.put_output()
-        sock.member = self.driver.join(request.room, sock)
+        sock.member = self.driver.admit(request, access, sock)
         for event in early:
             await self._take(sock, event)
 

@@ -16,6 +16,7 @@ from build import gc as collected
 from build import update
 from scripted import ScriptedStore
 from ycore_adapters.driver import Connection, Driver, DriverSettings
+from ycore_adapters.hooks import Hooks
 from ycore_adapters.stores import FileStore, RoomCorrupt, StoredUpdate, StoreUnavailable
 from yupdates import ASK_ALL, EMPTY_ROOM, NOTHING, edit, here, insert
 
@@ -399,7 +400,7 @@ async def test_time_and_the_applications_metadata_are_stored_beside_an_update(
         return names[author]
 
     store = ScriptedStore()
-    async with Driver(store, metadata=who, wall_clock=lambda: 1234.5) as driver:
+    async with Driver(store, hooks=Hooks(metadata=who), wall_clock=lambda: 1234.5) as driver:
         a, b = Client(driver), Client(driver)
         names = {a.member: b"ada"}
         await a.say(edit(1, 0))
@@ -410,7 +411,7 @@ async def test_time_and_the_applications_metadata_are_stored_beside_an_update(
         StoredUpdate(insert(1, 0), 1234.5, b"ada"),
         StoredUpdate(insert(2, 0), 1234.5, b""),
     ]
-    assert "metadata failed" in caplog.text
+    assert "hook failed name=metadata" in caplog.text
 
 
 # ---- compacting
@@ -1039,7 +1040,9 @@ async def test_custom_messages_reach_the_application_and_its_errors_nobody(
             raise RuntimeError("the application's bug")
 
     settings = Settings(custom_types=frozenset({100}))
-    async with Driver(ScriptedStore(), settings=settings, on_custom=on_custom) as driver:
+    async with Driver(
+        ScriptedStore(), settings=settings, hooks=Hooks(on_custom=on_custom)
+    ) as driver:
         a, b = Client(driver), Client(driver)
         await a.sync()
         await b.sync()

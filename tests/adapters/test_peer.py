@@ -16,7 +16,8 @@ from typing import TypeAlias
 import pytest
 import wsproto
 from wsproto.events import BytesMessage, CloseConnection, Event, Pong
-from ycore_adapters._peer import Message, Peer, PeerState, Request, frame_message
+from ycore_adapters._peer import Message, Peer, PeerState, frame_message
+from ycore_adapters.hooks import Access, Request
 
 from ycore import CloseCode
 
@@ -68,7 +69,7 @@ class Talk:
                 event = events.pop(0)
                 if isinstance(event, Request):
                     self.requests.append(event)
-                    events += self.peer.accept()
+                    events += self.peer.accept(event.subprotocol_for(Access()))
                 else:
                     self.messages.append(event.data)
             self.output += self.peer.take_output()

@@ -8,7 +8,16 @@ import sys
 import ycore
 
 PUBLIC = {
-    *("Awareness", "AwarenessEntry", "Close", "CloseCode", "CustomMessage", "Effect", "Hub"),
+    *(
+        "Awareness",
+        "AwarenessChanged",
+        "AwarenessEntry",
+        "Close",
+        "CloseCode",
+        "CustomMessage",
+        "Effect",
+        "Hub",
+    ),
     *(
         "Load",
         "LocalProtocolError",
