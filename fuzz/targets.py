@@ -53,11 +53,11 @@ from ycore import (
     merge_updates,
 )
 from ycore.awareness import AwarenessEntry, decode_awareness, encode_awareness
+from ycore.doc import Doc
 from ycore.jsontext import check_json, check_json_steps
 from ycore.messages import AwarenessUpdate, SyncStep1, SyncStep2, Update, decode
 from ycore.steps import finish
 from ycore.updates import decode_state_vector, encode_state_vector, parse_update
-from ycore.view import View
 
 Target = Callable[[bytes], None]
 
@@ -186,8 +186,8 @@ def fuzz_updates(data: bytes) -> None:
     assert half.state_vector() == store.state_vector()
     with suppress(RemoteProtocolError):
         check_update(diff_update(whole, parts[0]))
-    shown = View(store).to_json()
-    assert json.dumps(shown, allow_nan=False) == json.dumps(View(again).to_json())
+    shown = Doc.view(store).to_json()
+    assert json.dumps(shown, allow_nan=False) == json.dumps(Doc.view(again).to_json())
 
 
 def fuzz_state_vector(data: bytes) -> None:

@@ -36,7 +36,7 @@ import sys
 before = set(sys.modules)
 import ycore
 import ycore.lib0, ycore.messages, ycore.updates, ycore.awareness, ycore.room, ycore.hub
-import ycore.view
+import ycore.doc
 print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
 

@@ -9,6 +9,8 @@ from build import anys, deleted, gc, item, skip, text, typed, update
 from script import edit, plain, receivers, show, step1
 
 from ycore import (
+    AwarenessChanged,
+    AwarenessEntry,
     Close,
     CloseCode,
     CustomMessage,
@@ -1044,3 +1046,35 @@ def test_a_member_has_only_so_many_ids() -> None:
     forged = show(*[(client, 1, "{}") for client in range(1000)])
     effects = room.receive(two, forged, now=0)
     assert sum(isinstance(effect, Probe) for effect in effects) == 1
+
+
+# ---- what the application does
+
+
+def test_a_member_is_sent_away() -> None:
+    room = Room("r")
+    a, b = enter(room), enter(room)
+    effects = room.dismiss(a, 4403, "no longer", now=1)
+    assert effects == [Close(a, 4403, "no longer")]
+    assert room.members == (b,)
+    assert room.dismiss(a, 4403, "no longer", now=1) == []
+
+
+def test_messages_of_its_own() -> None:
+    room = Room("r", settings=Settings(custom_types=frozenset({100})))
+    a, b = enter(room), enter(room)
+    assert room.send_custom(100, b"hi") == [Send(b"\x64hi", (a, b))]
+    assert room.send_custom(100, b"hi", to=b) == [Send(b"\x64hi", (b,))]
+    room.leave(b, now=1)
+    assert room.send_custom(100, b"hi", to=b) == []
+    with pytest.raises(LocalProtocolError, match="custom_types"):
+        room.send_custom(101, b"hi")
+
+
+def test_it_is_told_who_is_here_if_it_wants_to_be() -> None:
+    room = Room("r", settings=Settings(tell_awareness=True))
+    a, b = enter(room), enter(room)
+    effects = room.receive(a, show((7, 1, '{"user":"a"}')), now=1)
+    assert AwarenessChanged(room, (AwarenessEntry(7, 2, '{"user":"a"}'),)) in effects
+    assert room.leave(a, now=2)[-1] == AwarenessChanged(room, (AwarenessEntry(7, 2, None),))
+    assert b.synced

@@ -4,7 +4,7 @@
  */
 import { createInterface } from 'node:readline'
 import * as Y from 'yjs'
-import { makeSession } from './oracle_sessions.mjs'
+import { edit, makeSession } from './oracle_sessions.mjs'
 
 const decode = text => new Uint8Array(Buffer.from(text, 'base64'))
 const encode = bytes => Buffer.from(bytes).toString('base64')
@@ -231,6 +231,11 @@ const operations = {
   session (request) {
     const { updates, classes } = makeSession(request)
     return { updates: updates.map(encode), classes }
+  },
+
+  /** What a client does who knows these updates. */
+  edit ({ updates, ...request }) {
+    return { updates: edit({ updates: updates.map(decode), ...request }).map(encode) }
   },
 
   /** Y.mergeUpdates of each group. */

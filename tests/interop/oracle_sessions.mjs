@@ -305,3 +305,18 @@ export const makeSession = ({ seed, clients = 4, steps, classes }) => {
   for (const { toServer } of peers) updates.push(...toServer.slice(0, chance.of(90) ? undefined : chance.below(toServer.length + 1)))
   return { updates, classes }
 }
+
+/** The updates that a client makes who knows these and edits so often. */
+export const edit = ({ updates, client, seed, edits }) => {
+  const chance = new Chance(seed)
+  const doc = new Y.Doc()
+  updates.forEach(update => Y.applyUpdate(doc, update, REMOTE))
+  doc.clientID = client // not before: Yjs takes another if its own edits come back
+  const classes = ['text', 'nested', 'xml', 'embeds', 'binary', 'values']
+  const editor = new Editor(doc, chance, classes)
+  const made = []
+  doc.on('update', update => made.push(update))
+  const kinds = classes.flatMap(name => EDITS[name])
+  for (let i = 0; i < edits; i++) editor[chance.pick(kinds)]()
+  return made
+}

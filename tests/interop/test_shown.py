@@ -19,8 +19,19 @@ from nodejs import require_node
 from oracle import Oracle
 
 from ycore import StructStore
+from ycore.doc import (
+    Array,
+    Doc,
+    Map,
+    SharedType,
+    Subdocument,
+    Text,
+    XmlElement,
+    XmlFragment,
+    XmlHook,
+    XmlText,
+)
 from ycore.lib0 import BigInt, Undefined
-from ycore.view import Kind, SharedType, Subdocument, View
 
 SESSIONS = int(os.environ.get("YCORE_VIEW_SESSIONS", "60"))
 SEED = int(os.environ.get("YCORE_SEED", "5000"))
@@ -71,39 +82,43 @@ def canonical(value: Any) -> Any:
     if isinstance(value, list):
         return ["list", [canonical(part) for part in value]]
     if isinstance(value, SharedType):
-        return canonical_type(value, value.guess())
+        return canonical_type(value)
     return ["object", entries(value.items())]
 
 
-def canonical_type(shared: SharedType, kind: Kind) -> Any:
-    if kind == Kind.TEXT:
-        return ["Text", canonical(shared.delta())]
-    if kind == Kind.XML_TEXT:
-        return ["XmlText", entries(shared.entries().items()), canonical(shared.delta())]
-    if kind == Kind.XML_HOOK:
-        return ["XmlHook", shared.name, entries(shared.entries().items())]
-    if kind == Kind.MAP:
-        return ["Map", entries(shared.entries().items())]
-    children = [canonical(value) for value in shared.values()]
-    if kind == Kind.ARRAY:
-        return ["Array", children]
-    if kind == Kind.XML_ELEMENT:
-        return ["XmlElement", shared.name, entries(shared.entries().items()), children]
-    return ["XmlFragment", children]
+def canonical_type(shared: SharedType) -> Any:
+    match shared:
+        case XmlText():
+            return ["XmlText", entries(shared.attributes.items()), canonical(shared.to_delta())]
+        case Text():
+            return ["Text", canonical(shared.to_delta())]
+        case XmlHook():
+            return ["XmlHook", shared.name, entries(shared.items())]
+        case Map():
+            return ["Map", entries(shared.items())]
+        case Array():
+            return ["Array", [canonical(value) for value in shared]]
+        case XmlElement():
+            children = [canonical(value) for value in shared]
+            return ["XmlElement", shared.tag, entries(shared.attributes.items()), children]
+    assert isinstance(shared, XmlFragment)
+    return ["XmlFragment", [canonical(value) for value in shared]]
 
 
-ROOTS = {"t": Kind.TEXT, "m": Kind.MAP, "a": Kind.ARRAY, "x": Kind.XML_FRAGMENT}
+def content(doc: Doc) -> Any:
+    json.dumps(doc.to_json(), allow_nan=False)
+    roots = [doc.get_text("t"), doc.get_map("m"), doc.get_array("a"), doc.get_xml_fragment("x")]
+    return [canonical_type(root) for root in roots]
 
 
 def shown(updates: Iterable[bytes]) -> Any:
-    store = StructStore()
+    """What a document shows that takes them in one by one, which is what a view shows."""
+    doc = Doc()
     for update in updates:
-        store.add(update)
-    view = View(store)
-    json.dumps(view.to_json(), allow_nan=False)
-    return [
-        canonical_type(view.roots.get(name, SharedType(None)), kind) for name, kind in ROOTS.items()
-    ]
+        doc.apply(update)
+    seen = content(doc)
+    assert content(Doc.view(doc.store)) == seen
+    return seen
 
 
 @pytest.mark.parametrize("deliveries", ["in order", "shuffled", "half"])

@@ -115,6 +115,11 @@ class ClientDeletes:
     def ranges(self) -> list[Range]:
         return list(zip(self._starts, self._ends, strict=True))
 
+    def within(self, start: int, end: int) -> list[Range]:
+        """Those that reach into these clocks, as they are."""
+        some = slice(bisect_right(self._ends, start), bisect_left(self._starts, end))
+        return list(zip(self._starts[some], self._ends[some], strict=True))
+
     def encode_steps(self, client: int) -> Steps[bytes]:
         """This client's entry of an encoded delete set, in steps: all there was at the first."""
         if self._encoded is None:

@@ -166,6 +166,13 @@ class StructStore:
                     misfits.append(offset)
         return misfits
 
+    def deleted(self, client: int, start: int, end: int) -> list[Range]:
+        """What is deleted of a client's clocks from `start` to `end`."""
+        deletes = self._deletes.get(client)
+        if deletes is None:
+            return []
+        return [(max(a, start), min(b, end)) for a, b in deletes.within(start, end)]
+
     def state_vector(self) -> dict[int, int]:
         """For each client the clock up to which all its structs are known, without a hole."""
         clocks = {}

@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from ycore import RemoteProtocolError
-from ycore.view import View
+from ycore.doc import Doc
 
 from ..stores import Store
 from ..stores.tools import Contents, compact, import_update, read, repair
@@ -204,7 +204,7 @@ def show(data: Path, at: float | None, text: bool, room: str, names: tuple[str, 
         async with opened(data) as store:
             with progress("Reading", 1) as bar:
                 contents = await _read(store, room, bar, at)
-        view = View(contents.document)
+        view = Doc.view(contents.document)
         for problem in contents.damage:
             click.echo(f"{quoted(room)}: {problem}", err=True)
         if view.held_back:

@@ -1,4 +1,4 @@
-"""The view: what items mean, and that nothing in a document makes it fail."""
+"""What a document shows: what items mean, and that nothing in an update makes it fail."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ from build import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ycore import StructStore
+from ycore.doc import Doc, Kind
 from ycore.lib0 import UNDEFINED
-from ycore.view import Kind, View
 
 
-def view(*updates: bytes) -> View:
-    store = StructStore()
+def view(*updates: bytes) -> Doc:
+    """A document that took them in one by one, and shows what a view of all shows."""
+    doc = Doc(99)
     for one in updates:
-        store.add(one)
-    return View(store)
+        doc.apply(one)
+    whole = Doc.view(doc.store)
+    assert (whole.to_json(), whole.held_back) == (doc.to_json(), doc.held_back)
+    return doc
 
 
 def shown(*updates: bytes) -> Any:
@@ -109,18 +111,20 @@ def test_xml(content: bytes, expected: str) -> None:
 
 
 def test_a_root_is_what_one_takes_it_for() -> None:
-    root = view(update({(1, 0): [item(text("ab")), item(anys(1), key="k")]})).roots["t"]
-    assert root.guess() == Kind.TEXT
-    assert root.to_json(Kind.ARRAY) == ["a", "b"]
-    assert view(update({(1, 0): [item(text("😀"))]})).roots["t"].values() == ["\ud83d", "\ude00"]
-    assert root.to_json(Kind.MAP) == {"k": 1}
-    assert root.to_json(Kind.XML_FRAGMENT) == "ab"
-    assert root.delta() == [{"insert": "ab"}]
-    array = view(update({(1, 0): [item(anys(1)), item(text("x"), origin=(1, 0))]})).roots["t"]
-    assert array.to_json(Kind.TEXT) == "x"
-    assert array.delta() == [{"insert": "x"}]
-    formatted = view(update({(1, 0): [item(format_("b", "true"))]})).roots["t"]
-    assert formatted.values() == []
+    doc = view(update({(1, 0): [item(text("ab")), item(anys(1), key="k")]}))
+    assert doc.roots["t"].kind == Kind.TEXT
+    assert list(doc.get_array("t")) == ["a", "b"]
+    assert doc.get_map("t") == doc.roots["t"] == doc.get_text("t")
+    assert doc.get_map("t").to_json() == {"k": 1}
+    assert doc.get_xml_fragment("t").to_json() == "ab"
+    assert doc.get_text("t").to_delta() == [{"insert": "ab"}]
+    pair = view(update({(1, 0): [item(text("😀"))]}))
+    assert list(pair.get_array("t")) == ["\ud83d", "\ude00"]
+    array = view(update({(1, 0): [item(anys(1)), item(text("x"), origin=(1, 0))]}))
+    assert str(array.get_text("t")) == "x"
+    assert array.get_text("t").to_delta() == [{"insert": "x"}]
+    formatted = view(update({(1, 0): [item(format_("b", "true"))]}))
+    assert list(formatted.get_array("t")) == []
 
 
 def test_a_delta_has_formats_and_embeds() -> None:
@@ -136,7 +140,7 @@ def test_a_delta_has_formats_and_embeds() -> None:
             ]
         }
     )
-    assert view(content).roots["t"].delta() == [
+    assert view(content).get_text("t").to_delta() == [
         {"insert": "a"},
         {"insert": {"x": 1}, "attributes": {"b": True}},
         {"insert": "c"},

@@ -1,0 +1,35 @@
+"""Documents: what a Yjs document shows, and edits to it, in pure Python.
+
+`Doc` puts the structs of a struct store together as Yjs does, so it shows what Yjs shows; its
+shared types are read, edited and observed. It can't crash, and needs no engine.
+"""
+
+from ._doc import Doc
+from ._events import Change, Event
+from ._items import Kind, Subdocument
+from ._types import (
+    Array,
+    Map,
+    SharedType,
+    Text,
+    XmlElement,
+    XmlFragment,
+    XmlHook,
+    XmlText,
+)
+
+__all__ = [
+    "Array",
+    "Change",
+    "Doc",
+    "Event",
+    "Kind",
+    "Map",
+    "SharedType",
+    "Subdocument",
+    "Text",
+    "XmlElement",
+    "XmlFragment",
+    "XmlHook",
+    "XmlText",
+]

@@ -1,0 +1,601 @@
+"""The document: puts items together as Yjs does, and tells who observes.
+
+Theory of operation
+-------------------
+The truth is a struct store: it takes in updates, checked, and says what of them was new. What was
+new is read into items, and each goes behind the one it was typed behind; what several people typed
+at one place is ordered by their ids (yjs `structs/Item.js`, getMissing and integrate). Items whose
+neighbours have not come yet are held back, as Yjs holds them back.
+
+An edit makes items that are in their place at once. When its transaction ends they are written as
+an update, which the store takes in like any other, and which `Doc.observe_updates` hands on.
+
+Nothing in an update makes this fail: what belongs nowhere is taken for collected, as in Yjs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import defaultdict
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from hashlib import blake2b
+from heapq import heappop, heappush
+from os import urandom
+from typing import Any, TypeAlias
+
+from ..errors import LocalProtocolError
+from ..lib0 import write_var_uint
+from ..steps import STEP, Steps, finish
+from ..updates import ParsedUpdate, StructStore, parse_update_steps, parts_of
+from ..updates._deletes import Range, coalesce, write_ranges
+from ..updates._grammar import DELETED, GC, TYPE
+from ._events import Call, Transaction, events_of
+from ._items import Id, Item, Kind, Node, facade_of, read_steps, write_struct
+from ._types import Array, Map, SharedType, Text, XmlElement, XmlFragment, XmlText
+
+Unsubscribe: TypeAlias = Callable[[], None]
+
+
+def _clock(item: Item) -> int:
+    return item.clock
+
+
+class Doc:
+    """A Yjs document: read it, edit it, observe it.
+
+    >>> doc = Doc()
+    >>> doc.get_text("text").insert(0, "Hello")
+    >>> doc.to_json()
+    {'text': 'Hello'}
+
+    Not thread-safe: use it in one thread.
+
+    Args:
+        client_id: whose edits these are; by default a random one, as it should be for every
+            session. If somebody else turns out to use it too, the document takes another.
+    """
+
+    def __init__(self, client_id: int | None = None) -> None:
+        self.client_id = _random_id() if client_id is None else client_id
+        self.store = StructStore()
+        """All structs and deletes, also those held back. Read it; `apply` adds to it."""
+        self._read_only = False
+        self._roots: dict[str, Node] = {}
+        self._items: defaultdict[int, list[Item]] = defaultdict(list)
+        """For each client its items, by clock, without a hole."""
+        self._starts: defaultdict[int, list[int]] = defaultdict(list)
+        """Their clocks."""
+        self._held: dict[int, list[Item]] = {}
+        """For each client, sorted, what can't be put in its place yet."""
+        self._waiting: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        """Client -> a heap of who waits for a clock of it: that clock, and who."""
+        self._waits_for: dict[int, Id] = {}
+        self._transaction: Transaction | None = None
+        """The local one under way."""
+        self._is_applying = False
+        self._update_observers: list[Callable[[bytes, object], None]] = []
+
+    @classmethod
+    def view(cls, store: StructStore) -> Doc:
+        """What a store's document shows: to be read, as it is now. Nothing is copied.
+
+        On a server: `Doc.view(room.store)`, and `Driver.document` to edit it.
+        """
+        doc = cls(0)
+        doc.store = store
+        finish(doc._take_in(store.encode(), None))
+        doc._read_only = True
+        return doc
+
+    # -- what is in it
+
+    def get_text(self, name: str) -> Text:
+        """The root of that name as a text: a root is what it was last taken for."""
+        return Text._of(self._root(name, Text.kind))
+
+    def get_array(self, name: str) -> Array:
+        """The root of that name as an array."""
+        return Array._of(self._root(name, Array.kind))
+
+    def get_map(self, name: str) -> Map:
+        """The root of that name as a map."""
+        return Map._of(self._root(name, Map.kind))
+
+    def get_xml_fragment(self, name: str) -> XmlFragment:
+        """The root of that name as an XML fragment: what ProseMirror and Tiptap use."""
+        return XmlFragment._of(self._root(name, XmlFragment.kind))
+
+    def get_xml_element(self, name: str) -> XmlElement:
+        """The root of that name as an XML element."""
+        return XmlElement._of(self._root(name, XmlElement.kind))
+
+    def get_xml_text(self, name: str) -> XmlText:
+        """The root of that name as an XML text."""
+        return XmlText._of(self._root(name, XmlText.kind))
+
+    @property
+    def roots(self) -> dict[str, SharedType]:
+        """The roots that anything was ever put into, each as what it looks like."""
+        return {name: facade_of(node) for name, node in self._roots.items() if _is_used(node)}
+
+    def to_json(self) -> dict[str, Any]:
+        """All roots as plain data for `json`, each taken for what it looks like: text and XML as
+        strings, bytes as {"$bytes": hexadecimal}, subdocuments as {"$document": guid}."""
+        roots = sorted(self._roots.items())
+        return {name: node.to_json(node.guess()) for name, node in roots if _is_used(node)}
+
+    @property
+    def held_back(self) -> int:
+        """How many clocks of structs wait for others that are missing."""
+        return sum(item.length for items in self._held.values() for item in items)
+
+    # -- updates
+
+    def encode_state_vector(self) -> bytes:
+        """What it has, for a SyncStep1."""
+        return self.store.encode_state_vector()
+
+    def encode(self, state_vector: bytes | None = None) -> bytes:
+        """What someone with this state vector lacks, as an update; all, for someone with nothing.
+
+        Raises:
+            RemoteProtocolError: the state vector is malformed.
+        """
+        return self.store.encode() if state_vector is None else self.store.diff(state_vector)
+
+    def apply(self, update: bytes, origin: object = None) -> None:
+        """Take in an update.
+
+        Args:
+            origin: what observers are told that it comes from.
+
+        Raises:
+            RemoteProtocolError: it is malformed; nothing has changed.
+            LocalProtocolError: in an observer, or while `apply_steps` is under way.
+        """
+        finish(self.apply_steps(update, origin))
+
+    def apply_steps(self, update: bytes | ParsedUpdate, origin: object = None) -> Steps[None]:
+        """`apply` in steps. Between them the document may be read, and edited."""
+        if self._read_only:
+            raise LocalProtocolError("this is a view, to be read only")
+        if self._is_applying or self._transaction is not None:
+            raise LocalProtocolError("another update or transaction is under way")
+        self._is_applying = True
+        try:
+            if not isinstance(update, ParsedUpdate):
+                update = yield from parse_update_steps(bytes(update))
+            for part in parts_of(update):
+                news = self.store.add(part)
+                if news is not None:
+                    yield from self._take_in(news, origin)
+        finally:
+            self._is_applying = False
+
+    def observe_updates(self, callback: Callable[[bytes, object], None]) -> Unsubscribe:
+        """Have each change handed on as an update, with its origin: None of edits made here, if
+        their transaction named no other. Returns what ends that."""
+        self._update_observers.append(callback)
+        return lambda: self._update_observers.remove(callback)
+
+    @contextmanager
+    def transaction(self, origin: object = None) -> Generator[None]:
+        """Edits in here are one update, and observers are told of them once.
+
+        If an exception ends it, what was done before stays done: there is no way back, as others
+        may build on it. One in another is a part of the outer.
+
+        Raises:
+            LocalProtocolError: the document is a view.
+        """
+        if self._transaction is not None:
+            yield
+            return
+        if self._read_only:
+            raise LocalProtocolError("this is a view, to be read only: see Driver.document")
+        self._transaction = Transaction(self, origin, is_local=True)
+        try:
+            yield
+        finally:
+            transaction, self._transaction = self._transaction, None
+            self._commit(transaction)
+
+    def seeded(self) -> bytes:
+        """All of it as an update, in which the client id 0 is replaced by one that follows from
+        what the document says: two that were made alike by `Doc(0)` become the same document, and
+        not two in one. It is of no use after that.
+
+        Raises:
+            LocalProtocolError: something is missing of what was applied to it.
+        """
+        if self._held:
+            raise LocalProtocolError(f"{self.held_back} clocks of structs wait for missing ones")
+        items = [item for its in self._items.values() for item in its]
+        digest = blake2b(self._encode_items(items), digest_size=4).digest()
+        new = int.from_bytes(digest) or 1
+        for item in items:
+            item.client = item.client or new
+            item.origin = item.origin and (item.origin[0] or new, item.origin[1])
+            item.right_origin = item.right_origin and (
+                item.right_origin[0] or new,
+                item.right_origin[1],
+            )
+        return self._encode_items(items)
+
+    def _encode_items(self, items: list[Item]) -> bytes:
+        structs: defaultdict[int, list[Item]] = defaultdict(list)
+        deletes: defaultdict[int, list[Range]] = defaultdict(list)
+        for item in items:
+            structs[item.client].append(item)
+            if item.deleted:
+                deletes[item.client].append((item.clock, item.clock + item.length))
+        return _encode(structs, {client: coalesce(ranges) for client, ranges in deletes.items()})
+
+    # -- for the shared types
+
+    def _root(self, name: str, kind: Kind | None = None) -> Node:
+        node = self._roots.get(name)
+        if node is None:
+            node = self._roots[name] = Node(None, name)
+            node.doc = self
+        node.kind = node.kind if kind is None else kind
+        return node
+
+    @property
+    def _current(self) -> Transaction:
+        """The transaction that an edit belongs to."""
+        assert self._transaction is not None
+        return self._transaction
+
+    def _end(self, client: int) -> int:
+        """The clock up to which all of a client's structs are in."""
+        items = self._items.get(client)
+        return items[-1].clock + items[-1].length if items else 0
+
+    def _make(
+        self,
+        node: Node,
+        left: Item | None,
+        right: Item | None,
+        kind: int,
+        length: int,
+        content: Any,
+        key: str | None = None,
+    ) -> Item:
+        """A new item of ours, between these two."""
+        if self.client_id in self._held:
+            self.client_id = _random_id()  # somebody else uses it
+        transaction = self._current
+        client, clock = self.client_id, self._end(self.client_id)
+        transaction.starts.setdefault(client, clock)
+        item = Item(kind, client, clock, length, content)
+        item.parent, item.key = node, key
+        item.left, item.right = left, right
+        item.origin = None if left is None else left.last_id
+        item.right_origin = None if right is None else right.id
+        self._link(item, node, transaction)
+        self._items[client].append(item)
+        self._starts[client].append(clock)
+        return item
+
+    def _cut(self, item: Item, at: int) -> Item:
+        """Cut an item after so many clocks; returns the right part."""
+        return self._beginning((item.client, item.clock + at))
+
+    def _delete(self, item: Item, transaction: Transaction) -> None:
+        """Delete an item, and what is in it (`structs/ContentType.js`, delete)."""
+        todo = [item]
+        while todo:
+            item = todo.pop()
+            if item.deleted:
+                continue
+            item.deleted = True
+            transaction.deleted[item.client].append((item.clock, item.clock + item.length))
+            node = item.parent
+            assert isinstance(node, Node)
+            node.marker = None
+            transaction.changed[node].add(item.key)
+            if item.kind == TYPE:
+                inner: Node = item.content
+                todo += inner.items()
+                todo += inner.map.values()
+            else:
+                transaction.dropped.append(item)
+
+    # -- the end of a transaction
+
+    def _commit(self, transaction: Transaction) -> None:
+        deletes = {client: coalesce(ranges) for client, ranges in transaction.deleted.items()}
+        structs = {
+            client: self._items[client][bisect_left(self._starts[client], clock) :]
+            for client, clock in transaction.starts.items()
+        }
+        self._finish(transaction, self.store.add(_encode(structs, deletes)))
+
+    def _finish(self, transaction: Transaction, news: bytes | None) -> None:
+        """Tell the observers, and tidy up. All are told, even if one raises."""
+        events = events_of(transaction)
+        for item in transaction.dropped:
+            item.kind, item.content = DELETED, None
+        self._merge(transaction)
+        failed: Exception | None = None
+        calls: list[Call] = []
+        if news is not None:
+            calls += [(tell, (news, transaction.origin)) for tell in self._update_observers]
+        for tell, args in calls + events:
+            try:
+                tell(*args)
+            except Exception as exc:
+                failed = failed or exc
+        if failed is not None:
+            raise failed
+
+    def _merge(self, transaction: Transaction) -> None:
+        """Join what was typed one after the other: a document is read and cut much more often."""
+        for client, clock in transaction.starts.items():
+            items, starts = self._items[client], self._starts[client]
+            first = max(bisect_left(starts, clock) - 1, 0)
+            if len(items) - first < 2:
+                continue
+            kept = [items[first]]
+            for item in items[first + 1 :]:
+                node = item.parent
+                marker = node.marker if isinstance(node, Node) else None
+                last = kept[-1]
+                count = last.count
+                if last.merge(item):
+                    if marker is not None and marker[0] is item and isinstance(node, Node):
+                        node.marker = (last, marker[1] - count, marker[2])
+                else:
+                    kept.append(item)
+            if len(kept) < len(items) - first:
+                items[first:] = kept
+                starts[first:] = map(_clock, kept)
+
+    # -- taking in
+
+    def _take_in(self, update: bytes, origin: object) -> Steps[None]:
+        """Put in its place what is new of an update, of which all is in the store."""
+        transaction = Transaction(self, origin, is_local=False)
+        news = yield from read_steps(update)
+        if self.client_id in news.structs:
+            self.client_id = _random_id()  # somebody else uses it
+        for client, items in news.structs.items():
+            self._hold(client, items)
+        yield from self._integrate_held(sorted(news.structs), transaction)
+        for client, ranges in news.deletes.items():
+            yield from self._delete_ranges(
+                client, ranges, transaction.starts.get(client, self._end(client)), transaction
+            )
+        for client, start in transaction.starts.items():
+            # What was deleted before it came.
+            yield from self._delete_ranges(
+                client,
+                self.store.deleted(client, start, self._end(client)),
+                self._end(client),
+                transaction,
+            )
+        self._finish(transaction, update)
+
+    def _hold(self, client: int, items: list[Item]) -> None:
+        """Keep new items until they are put in their place."""
+        held = self._held.setdefault(client, [])
+        if not held or held[-1].clock + held[-1].length <= items[0].clock:
+            held += items
+            return
+        for item in items:
+            # What lies behind a hole the store may replace: see its `_make_way`.
+            first = bisect_left(held, item.clock, key=_clock)
+            last = bisect_left(held, item.clock + item.length, key=_clock)
+            del held[first:last]
+            insort(held, item, key=_clock)
+
+    def _integrate_held(self, ready: list[int], transaction: Transaction) -> Steps[None]:
+        """In an order in which each comes behind what it depends on; some may never come."""
+        turn = 0
+        while ready:
+            client = ready.pop()
+            held = self._held.get(client, [])
+            done = 0
+            for item in held:
+                end = self._end(client)
+                if item.clock > end:
+                    break  # behind a hole
+                missing = self._missing(item)
+                if missing is not None:
+                    if self._waits_for.get(client) != missing:
+                        self._waits_for[client] = missing
+                        heappush(self._waiting[missing[0]], (missing[1], client))
+                    break
+                transaction.starts.setdefault(client, end)
+                self._integrate(item, transaction)
+                done += 1
+                turn += 1
+                if not turn % STEP:
+                    yield
+            del held[:done]
+            if not held:
+                self._held.pop(client, None)
+            heap = self._waiting.get(client)
+            while heap and heap[0][0] < self._end(client):
+                _, who = heappop(heap)
+                self._waits_for.pop(who, None)
+                ready.append(who)
+            if heap is not None and not heap:
+                del self._waiting[client]
+
+    def _missing(self, item: Item) -> Id | None:
+        """An id that it depends on and that is not there yet."""
+        for id_ in (item.origin, item.right_origin, item.parent):
+            if isinstance(id_, tuple) and id_[1] >= self._end(id_[0]):
+                return id_
+        return None
+
+    def _at(self, id_: Id) -> tuple[int, Item]:
+        """The item with this id, and where it is."""
+        client, clock = id_
+        index = bisect_right(self._starts[client], clock) - 1
+        return index, self._items[client][index]
+
+    def _beginning(self, id_: Id) -> Item:
+        """The item that begins with this id, after it was cut there if need be."""
+        index, item = self._at(id_)
+        if item.clock == id_[1] or item.kind == GC:
+            return item
+        assert isinstance(item.parent, Node)
+        item.parent.marker = None
+        right = item.split(id_[1] - item.clock)
+        self._items[id_[0]].insert(index + 1, right)
+        self._starts[id_[0]].insert(index + 1, right.clock)
+        return right
+
+    def _ending(self, id_: Id) -> Item:
+        """The item that ends with this id, likewise."""
+        _, item = self._at(id_)
+        if item.kind != GC and item.clock + item.length > id_[1] + 1:
+            self._beginning((id_[0], id_[1] + 1))
+        return item
+
+    def _integrate(self, item: Item, transaction: Transaction) -> None:
+        self._items[item.client].append(item)
+        self._starts[item.client].append(item.clock)
+        if item.kind == GC:
+            return
+        if item.origin is not None:
+            item.left = self._ending(item.origin)
+        if item.right_origin is not None:
+            item.right = self._beginning(item.right_origin)
+        node = self._parent_of(item)
+        if node is None:
+            item.kind, item.content, item.deleted = GC, None, True
+            item.left = item.right = None
+        else:
+            item.parent = node
+            left, right = item.left, item.right
+            if (left is None and (right is None or right.left is not None)) or (
+                left is not None and left.right is not right
+            ):
+                item.left = self._place(item, node)
+            if item.left is not None:
+                item.right = item.left.right
+            else:
+                item.right = _first(item, node)
+            node.marker = None
+            self._link(item, node, transaction)
+
+    def _parent_of(self, item: Item) -> Node | None:
+        """The type it belongs to; None if that was collected. Takes over the neighbour's key."""
+        left, right = item.left, item.right
+        if (left and left.kind == GC) or (right and right.kind == GC):
+            return None
+        if isinstance(item.parent, str):
+            return self._root(item.parent)
+        if isinstance(item.parent, tuple):
+            _, owner = self._at(item.parent)
+            content = owner.content
+            return content if owner.kind == TYPE and isinstance(content, Node) else None
+        neighbour = left or right
+        assert neighbour is not None  # or it would name its parent
+        item.key = neighbour.key
+        return neighbour.parent if isinstance(neighbour.parent, Node) else None
+
+    def _link(self, item: Item, node: Node, transaction: Transaction) -> None:
+        """Put it between its neighbours, which are known now."""
+        if item.left is not None:
+            item.left.right = item
+        elif item.key is None:
+            node.start = item
+        if item.right is not None:
+            item.right.left = item
+        elif item.key is not None:
+            node.map[item.key] = item
+            if item.left is not None:
+                self._delete(item.left, transaction)
+        if item.kind == TYPE:
+            item.content.item = item
+            item.content.doc = self
+        transaction.changed[node].add(item.key)
+        if node.is_deleted or (item.key is not None and item.right is not None):
+            self._delete(item, transaction)
+
+    def _place(self, item: Item, node: Node) -> Item | None:
+        """What goes to its left, of what others have put at the same place."""
+        left = item.left
+        other = left.right if left is not None else _first(item, node)
+        conflicting: set[Item] = set()
+        before_origin: set[Item] = set()
+        while other is not None and other is not item.right:
+            before_origin.add(other)
+            conflicting.add(other)
+            if item.origin == other.origin:
+                if other.client < item.client:
+                    left = other
+                    conflicting.clear()
+                elif item.right_origin == other.right_origin:
+                    break
+            elif other.origin is not None and (at := self._at(other.origin)[1]) in before_origin:
+                if at not in conflicting:
+                    left = other
+                    conflicting.clear()
+            else:
+                break
+            other = other.right
+        return left
+
+    def _delete_ranges(
+        self, client: int, ranges: list[Range], limit: int, transaction: Transaction
+    ) -> Steps[None]:
+        """Delete these clocks, as far as they are below the limit."""
+        turn = 0
+        for start, stop in ranges:
+            end = min(stop, limit)
+            while start < end:
+                item = self._at((client, start))[1]
+                if not item.deleted:
+                    item = self._beginning((client, start))
+                    if item.clock + item.length > end:
+                        self._beginning((client, end))
+                    self._delete(item, transaction)
+                start = item.clock + item.length  # noqa: PLW2901
+                turn += 1
+                if not turn % STEP:
+                    yield
+
+
+def _random_id() -> int:
+    """As Yjs has them: 32 bits."""
+    return int.from_bytes(urandom(4))
+
+
+def _is_used(node: Node) -> bool:
+    return node.start is not None or bool(node.map)
+
+
+def _first(item: Item, node: Node) -> Item | None:
+    """The first of the items among which this one goes."""
+    if item.key is None:
+        return node.start
+    first = node.map.get(item.key)
+    while first is not None and first.left is not None:
+        first = first.left
+    return first
+
+
+def _encode(structs: dict[int, list[Item]], deletes: dict[int, list[Range]]) -> bytes:
+    """An update with these items, and these clocks deleted."""
+    out = bytearray()
+    write_var_uint(out, len(structs))
+    for client in sorted(structs, reverse=True):
+        items = structs[client]
+        write_var_uint(out, len(items))
+        write_var_uint(out, client)
+        write_var_uint(out, items[0].clock)
+        for item in items:
+            write_struct(out, item)
+    write_var_uint(out, len(deletes))
+    for client in sorted(deletes, reverse=True):
+        write_var_uint(out, client)
+        write_var_uint(out, len(deletes[client]))
+        write_ranges(out, deletes[client])
+    return bytes(out)

@@ -1,0 +1,630 @@
+"""The shared types: what one sees of a node, and edits it with.
+
+They are made to be put into a document (`Text("abc")`), and show nothing until then; or they come
+out of one (`doc.get_text("t")`, `array[0]`). Sources: yjs
+`types/AbstractType.js` (typeListInsertGenerics, typeMapSet and so on), `types/Y*.js`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, overload
+
+from ..errors import LocalProtocolError
+from ..updates._grammar import ANY, BINARY, DOC, EMBED, STRING, TYPE
+from ._events import Event
+from ._items import (
+    COUNTED,
+    FACADES,
+    Item,
+    Kind,
+    Node,
+    Subdocument,
+    facade_of,
+    last_of,
+    normal_any,
+    normal_json,
+    normal_text,
+    shown,
+    utf16_length,
+)
+from ._text import Position
+
+if TYPE_CHECKING:
+    from ._doc import Doc
+
+Value: TypeAlias = Any
+"""What can be in an array or a map: None, bool, int (of 53 bits; more as a `BigInt`), float, str,
+bytes, lists and dicts of these, or a shared type."""
+Attributes: TypeAlias = Mapping[str, Any]
+"""Formats of a text: name -> a JSON value; None ends one."""
+
+
+class SharedType:
+    """What all shared types have in common."""
+
+    kind: ClassVar[Kind]
+
+    def __init_subclass__(cls) -> None:
+        if "kind" in vars(cls):
+            FACADES[cls.kind] = cls
+
+    def __init__(self) -> None:
+        self._node = Node(self.kind)
+        self._node.facade = self
+
+    @classmethod
+    def _of(cls, node: Node) -> Self:
+        if isinstance(node.facade, cls) and node.facade.kind == cls.kind:
+            return node.facade
+        facade = cls.__new__(cls)
+        facade._node = node
+        node.facade = facade
+        return facade
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SharedType) and other._node is self._node
+
+    def __hash__(self) -> int:
+        return hash(self._node)
+
+    @property
+    def doc(self) -> Doc | None:
+        """The document it is in."""
+        doc: Doc | None = self._node.doc
+        return doc
+
+    @property
+    def parent(self) -> SharedType | None:
+        """The type it is in; None of a root."""
+        parent = self._node.parent
+        return None if parent is None else facade_of(parent)
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether it was deleted, or what it is in: then edits show nowhere."""
+        return self._node.is_deleted
+
+    def to_json(self) -> Any:
+        """As plain data for `json`, see `Doc.to_json`."""
+        return self._node.to_json(self.kind)
+
+    def observe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
+        """Have it told what each transaction changes in this type. Returns what ends that."""
+        if self._node.observers is None:
+            self._node.observers = []
+        observers = self._node.observers
+        observers.append(callback)
+        return lambda: observers.remove(callback)
+
+    def observe_deep(self, callback: Callable[[list[Event]], None]) -> Callable[[], None]:
+        """Have it told what each transaction changes in this type and those in it."""
+        if self._node.deep_observers is None:
+            self._node.deep_observers = []
+        observers = self._node.deep_observers
+        observers.append(callback)
+        return lambda: observers.remove(callback)
+
+    def _transaction(self) -> Any:
+        if self._node.doc is None:
+            raise LocalProtocolError(f"put this {type(self).__name__} into a document first")
+        return self._node.doc.transaction()
+
+    def _fill(self) -> None:
+        """Put into it what it was made with, now that it is in a document."""
+
+    # -- lists
+
+    def _insert_values(self, left: Item | None, values: Iterable[Value]) -> None:
+        """Put values behind an item, None for the start."""
+        node, doc = self._node, self._node.doc
+        plain: list[Any] = []
+
+        def right() -> Item | None:
+            return node.start if left is None else left.right
+
+        def flush() -> None:
+            nonlocal left, plain
+            if plain:
+                left = doc._make(node, left, right(), ANY, len(plain), plain)
+                plain = []
+
+        for value in values:
+            kind, content = _content(value)
+            if kind == ANY:
+                plain += content
+            else:
+                flush()
+                left = doc._make(node, left, right(), kind, 1, content)
+                if isinstance(value, SharedType):
+                    value._fill()
+        flush()
+
+    def _left_of(self, index: int) -> Item | None:
+        """The item behind which this place is, cut there if need be."""
+        left = None
+        for item in self._node.items():
+            if index == 0:
+                break
+            if item.kind in COUNTED:
+                if index < item.length:
+                    self._node.doc._cut(item, index)
+                index -= item.length
+                left = item
+        return left
+
+    def _delete_values(self, index: int, length: int) -> None:
+        doc = self._node.doc
+        left = self._left_of(index)
+        item = self._node.start if left is None else left.right
+        while length > 0 and item is not None:
+            if not item.deleted and item.kind in COUNTED:
+                if length < item.length:
+                    doc._cut(item, length)
+                length -= item.length
+                doc._delete(item, doc._current)
+            item = item.right
+
+    # -- keys
+
+    def _entries(self) -> dict[str, Any]:
+        return {key: shown(value) for key, value in self._node.entries().items()}
+
+    def _get_key(self, key: str) -> Any:
+        item = self._node.map.get(key)
+        if item is None or item.deleted:
+            raise KeyError(key)
+        return shown(last_of(item))
+
+    def _set_key(self, key: str, value: Value) -> None:
+        key = _checked_key(key)
+        kind, content = _content(value)
+        with self._transaction():
+            self._node.doc._make(self._node, self._node.map.get(key), None, kind, 1, content, key)
+            if isinstance(value, SharedType):
+                value._fill()
+
+    def _delete_key(self, key: str) -> None:
+        item = self._node.map.get(key)
+        if item is None or item.deleted:
+            raise KeyError(key)
+        with self._transaction():
+            self._node.doc._delete(item, self._node.doc._current)
+
+
+def _content(value: Value) -> tuple[int, Any]:
+    """A value as the content of an item.
+
+    Raises:
+        LocalProtocolError: it can't be in a document, or it is in one already.
+    """
+    if isinstance(value, SharedType):
+        if value._node.doc is not None:
+            raise LocalProtocolError(f"this {type(value).__name__} is in a document already")
+        return TYPE, value._node
+    if isinstance(value, Subdocument):
+        return DOC, Subdocument(normal_text(value.guid), *normal_any([value.options]))
+    if isinstance(value, bytes | bytearray | memoryview):
+        return BINARY, bytes(value)
+    return ANY, normal_any([_plain(value)])
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, inside too."""
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return value
+
+
+def _checked_key(key: str) -> str:
+    if not isinstance(key, str):
+        raise LocalProtocolError(f"a key must be a string: {key!r}")
+    return normal_text(key)
+
+
+class _Children(SharedType):
+    """What is like a list."""
+
+    def __init__(self, values: Iterable[Value] = ()) -> None:
+        super().__init__()
+        self._made_with = list(values)
+
+    def _fill(self) -> None:
+        self._insert_values(None, self._made_with)
+        self._made_with = []
+
+    def __len__(self) -> int:
+        return sum(item.length for item in self._node.items() if item.kind in COUNTED)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([shown(value) for value in self._node.values()])
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [shown(value) for value in self._node.values()[index]]
+        return shown(self._node.values()[index])
+
+    def __delitem__(self, index: int | slice) -> None:
+        start, length = _range_of(index, len(self))
+        with self._transaction():
+            self._delete_values(start, length)
+
+    def insert(self, index: int, values: Iterable[Value]) -> None:
+        """Put values before the one at `index`; a negative index counts from the end.
+
+        Raises:
+            IndexError: there is no such place.
+            LocalProtocolError: a value can't be in a document; what was before it is.
+        """
+        with self._transaction():
+            self._insert_values(self._left_of(_place_of(index, len(self))), list(values))
+
+    def append(self, value: Value) -> None:
+        """Put a value at the end."""
+        self.extend([value])
+
+    def extend(self, values: Iterable[Value]) -> None:
+        """Put values at the end."""
+        self.insert(len(self), values)
+
+    def clear(self) -> None:
+        """Delete all that is in it."""
+        del self[:]
+
+
+def _place_of(index: int, length: int) -> int:
+    place = index + length if index < 0 else index
+    if not 0 <= place <= length:
+        raise IndexError(f"index {index} is out of range: there are {length}")
+    return place
+
+
+def _range_of(index: int | slice, length: int) -> tuple[int, int]:
+    if isinstance(index, slice):
+        start, stop, step = index.indices(length)
+        if step != 1:
+            raise LocalProtocolError("a slice to delete can't have a step")
+        return start, max(stop - start, 0)
+    place = index + length if index < 0 else index
+    if not 0 <= place < length:
+        raise IndexError(f"index {index} is out of range: there are {length}")
+    return place, 1
+
+
+class Array(_Children):
+    """A list of values. Python's indices and slices work; each edit is a transaction.
+
+    Args:
+        values: what it is made with.
+    """
+
+    kind = Kind.ARRAY
+
+    def __setitem__(self, index: int, value: Value) -> None:
+        start, length = _range_of(index, len(self))
+        with self._transaction():
+            self._delete_values(start, length)
+            self._insert_values(self._left_of(start), [value])
+
+    def __repr__(self) -> str:
+        return f"Array({list(self)})"
+
+
+class Map(SharedType, MutableMapping[str, Any]):
+    """Values under keys: a mutable mapping.
+
+    Args:
+        entries: what it is made with.
+    """
+
+    kind = Kind.MAP
+
+    def __init__(self, entries: Mapping[str, Value] | None = None) -> None:
+        super().__init__()
+        self._made_with = dict(entries or {})
+
+    __eq__ = SharedType.__eq__
+    __hash__ = SharedType.__hash__
+
+    def _fill(self) -> None:
+        made_with, self._made_with = self._made_with, {}
+        for key, value in made_with.items():
+            self._set_key(key, value)
+
+    def __len__(self) -> int:
+        return sum(not item.deleted for item in self._node.map.values())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([key for key, item in self._node.map.items() if not item.deleted])
+
+    def __getitem__(self, key: str) -> Any:
+        return self._get_key(key)
+
+    def __setitem__(self, key: str, value: Value) -> None:
+        self._set_key(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self._delete_key(key)
+
+    def clear(self) -> None:
+        """Delete all that is in it."""
+        with self._transaction():
+            for key in list(self):
+                self._delete_key(key)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({dict(self)})"
+
+
+class Text(SharedType):
+    """A text, perhaps with formats and embeds. Places in it are counted in Python's characters, an
+    embed counts as one.
+
+    Args:
+        text: what it is made with.
+    """
+
+    kind = Kind.TEXT
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__()
+        self._made_with = text
+
+    def _fill(self) -> None:
+        text, self._made_with = self._made_with, ""
+        self.insert(0, text)
+
+    def __len__(self) -> int:
+        return sum(item.count for item in self._node.items() if item.kind in COUNTED)
+
+    def __str__(self) -> str:
+        return self._node.text()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def __iadd__(self, text: str) -> Self:
+        self.append(text)
+        return self
+
+    def __delitem__(self, index: int | slice) -> None:
+        self.delete(*_range_of(index, len(self)))
+
+    def insert(self, index: int, text: str, attributes: Attributes | None = None) -> None:
+        """Put text before the character at `index`; a negative index counts from the end.
+
+        Args:
+            attributes: its formats; None: those of what it comes behind.
+
+        Raises:
+            IndexError: there is no such place.
+        """
+        text = normal_text(text)
+        if text:
+            self._insert(index, STRING, utf16_length(text), text, attributes)
+
+    def insert_embed(self, index: int, value: Value, attributes: Attributes | None = None) -> None:
+        """Put something else than text there: a JSON value, such as {"image": url}, or a shared
+        type.
+
+        Raises:
+            IndexError: there is no such place.
+            LocalProtocolError: it is not JSON.
+        """
+        if isinstance(value, SharedType):
+            kind, content = _content(value)
+            self._insert(index, kind, 1, content, attributes)
+        else:
+            self._insert(index, EMBED, 1, normal_json(value), attributes)
+
+    def append(self, text: str, attributes: Attributes | None = None) -> None:
+        """Put text at the end."""
+        self.insert(len(self), text, attributes)
+
+    def delete(self, index: int, length: int) -> None:
+        """Delete so many characters from there on.
+
+        Raises:
+            IndexError: there are not so many.
+        """
+        index = self._checked(index, length)
+        with self._transaction():
+            position = Position.find(self._node, index)
+            position.delete(length)
+
+    def format(self, index: int, length: int, attributes: Attributes) -> None:
+        """Set formats of so many characters from there on; None ends one.
+
+        Raises:
+            IndexError: there are not so many.
+            LocalProtocolError: a value is not JSON.
+        """
+        index = self._checked(index, length)
+        with self._transaction():
+            position = Position.find(self._node, index)
+            position.format(length, _normal(attributes))
+
+    def apply_delta(self, delta: Iterable[Mapping[str, Any]]) -> None:
+        """Carry out a delta of Quill's: {"retain": n}, {"insert": text or embed} and {"delete": n},
+        with "attributes". Places are counted as everywhere here, in characters.
+
+        Raises:
+            IndexError: it goes beyond the end.
+            LocalProtocolError: it is no delta.
+        """
+        with self._transaction():
+            index = 0
+            for op in delta:
+                attributes = op.get("attributes") or {}
+                match op:
+                    case {"insert": str(text)}:
+                        self.insert(index, text, attributes)
+                        index += len(normal_text(text))
+                    case {"insert": embed}:
+                        self.insert_embed(index, embed, attributes)
+                        index += 1
+                    case {"retain": int(length)}:
+                        if attributes:
+                            self.format(index, length, attributes)
+                        index += length
+                    case {"delete": int(length)}:
+                        self.delete(index, length)
+                    case _:
+                        raise LocalProtocolError(f"not a delta's: {op!r}")
+
+    def to_delta(self) -> list[dict[str, Any]]:
+        """With formats and embeds: Quill's delta."""
+        delta = self._node.delta()
+        for op in delta:
+            op["insert"] = shown(op["insert"])
+        return delta
+
+    def _checked(self, index: int, length: int) -> int:
+        size = len(self)
+        index = _place_of(index, size)
+        if length < 0 or index + length > size:
+            raise IndexError(f"{length} characters from {index} on: there are {size}")
+        return index
+
+    def _insert(
+        self, index: int, kind: int, length: int, content: Any, attributes: Attributes | None
+    ) -> None:
+        index = _place_of(index, len(self))
+        formats = None if attributes is None else _normal(attributes)
+        with self._transaction():
+            Position.find(self._node, index).insert(kind, length, content, formats)
+            if kind == TYPE:
+                content.facade._fill()
+
+
+def _normal(attributes: Attributes) -> dict[str, Any]:
+    return {_checked_key(key): normal_json(value) for key, value in attributes.items()}
+
+
+class _Attributes(MutableMapping[str, Any]):
+    """The attributes of an XML type."""
+
+    def __init__(self, owner: SharedType) -> None:
+        self._owner = owner
+
+    def __getitem__(self, name: str) -> Any:
+        return self._owner._get_key(name)
+
+    def __setitem__(self, name: str, value: Value) -> None:
+        self._owner._set_key(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        self._owner._delete_key(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._owner._entries())
+
+    def __len__(self) -> int:
+        return len(self._owner._entries())
+
+    def __repr__(self) -> str:
+        return repr(self._owner._entries())
+
+
+class XmlFragment(_Children):
+    """XML elements and texts in order: what ProseMirror and Tiptap have as their root.
+
+    Args:
+        children: what it is made with.
+    """
+
+    kind = Kind.XML_FRAGMENT
+
+    def __str__(self) -> str:
+        return str(self.to_json())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
+
+
+class XmlElement(XmlFragment):
+    """An XML element.
+
+    Args:
+        tag: its name.
+        attributes, children: what it is made with.
+    """
+
+    kind = Kind.XML_ELEMENT
+
+    def __init__(
+        self,
+        tag: str,
+        attributes: Mapping[str, Value] | None = None,
+        children: Iterable[Value] = (),
+    ) -> None:
+        super().__init__(children)
+        self._node.name = normal_text(tag)
+        self._attributes_made_with = dict(attributes or {})
+
+    def _fill(self) -> None:
+        for name, value in self._attributes_made_with.items():
+            self._set_key(name, value)
+        self._attributes_made_with = {}
+        super()._fill()
+
+    @property
+    def tag(self) -> str:
+        """Its name."""
+        return self._node.name
+
+    @property
+    def attributes(self) -> MutableMapping[str, Any]:
+        """Its attributes: strings, but editors put other values there too."""
+        return _Attributes(self)
+
+
+class XmlText(Text):
+    """A text in XML.
+
+    Args:
+        text, attributes: what it is made with.
+    """
+
+    kind = Kind.XML_TEXT
+
+    def __init__(self, text: str = "", attributes: Mapping[str, Value] | None = None) -> None:
+        super().__init__(text)
+        self._attributes_made_with = dict(attributes or {})
+
+    def _fill(self) -> None:
+        for name, value in self._attributes_made_with.items():
+            self._set_key(name, value)
+        self._attributes_made_with = {}
+        super()._fill()
+
+    @property
+    def attributes(self) -> MutableMapping[str, Any]:
+        """Its own attributes, not its formats."""
+        return _Attributes(self)
+
+
+class XmlHook(Map):
+    """A place in XML that the application fills in.
+
+    Args:
+        name: which hook.
+        entries: what it is made with.
+    """
+
+    kind = Kind.XML_HOOK
+
+    def __init__(self, name: str, entries: Mapping[str, Value] | None = None) -> None:
+        super().__init__(entries)
+        self._node.name = normal_text(name)
+
+    @property
+    def name(self) -> str:
+        """Which hook."""
+        return self._node.name
