@@ -254,7 +254,10 @@ class Driver:
         try:
             with anyio.fail_after(self.limits.authorize_timeout):
                 access = self.hooks.authorize(request)
-                return await access if isawaitable(access) else access
+                access = await access if isawaitable(access) else access
+            if isinstance(access, Access):
+                return access
+            raise TypeError(f"authorize must return an Access, not {access!r}")
         except Refused as refused:
             return refused
         except TimeoutError:
@@ -270,12 +273,11 @@ class Driver:
         self, request: Request, access: Access | Refused, connection: Connection
     ) -> Member | None:
         """A connection was accepted, and `authorize` has said what it may do: let it join, or tell
-        it why not, which gives None.
-
-        Raises:
-            LocalProtocolError: as `join` does.
+        it why not, which gives None. Nobody may once `drain` was called.
         """
         connection.request = request
+        if self._draining:
+            access = Refused("the server is shutting down", CloseCode.GOING_AWAY)
         if isinstance(access, Access):
             connection.access = access
             room = request.room if access.room is None else access.room

@@ -68,9 +68,12 @@ class Request:
         return tuple(stripped for name in offered if (stripped := name.strip()))
 
     def subprotocol_for(self, access: Access | Refused) -> str | None:
-        """Which is selected: browsers fail the connection if none of those offered is."""
+        """Which is selected: browsers fail the connection if none of those offered is, and every
+        client does if another one is."""
         chosen = access.subprotocol if isinstance(access, Access) else None
-        return chosen or next(iter(self.subprotocols), None)
+        if chosen is None:
+            return next(iter(self.subprotocols), None)
+        return chosen if chosen in self.subprotocols else None
 
     def header(self, name: str) -> str | None:
         """A header's value; of a header on several lines, all, joined by commas."""
@@ -88,8 +91,8 @@ class Access:
     room: str | None = None
     """Another room than `Request.room`: one for each tenant, say."""
     subprotocol: str | None = None
-    """Which of those offered is selected; None: the first. Browsers can send no headers, and some
-    applications offer a token as a subprotocol, which must not be the one that is selected."""
+    """Which is selected, if it was offered; None: the first that was. Browsers can send no headers,
+    and some applications offer a token as a subprotocol, which must not be the one selected."""
     data: Any = None
     """Yours: who it is, say. To be found at `member.link.access.data`."""
 

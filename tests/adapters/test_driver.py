@@ -7,7 +7,7 @@ import logging
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import anyio
 import pytest
@@ -16,8 +16,14 @@ from build import gc as collected
 from build import update
 from scripted import ScriptedStore
 from ycore_adapters.driver import Connection, Driver, DriverSettings
-from ycore_adapters.hooks import Hooks
-from ycore_adapters.stores import FileStore, RoomCorrupt, StoredUpdate, StoreUnavailable
+from ycore_adapters.hooks import Access, Hooks, Refused, Request
+from ycore_adapters.stores import (
+    FileStore,
+    MemoryStore,
+    RoomCorrupt,
+    StoredUpdate,
+    StoreUnavailable,
+)
 from yupdates import ASK_ALL, EMPTY_ROOM, NOTHING, edit, here, insert
 
 from ycore import CloseCode, CustomMessage, Member, Room, Settings, State, StructStore
@@ -1141,3 +1147,64 @@ async def test_leaving_the_driver_ends_its_tasks_whatever_the_store_does() -> No
             store.hold("load")
             Client(driver)
             await store.called("load")
+
+
+# ---- who may come in
+
+
+class Asking(Connection):
+    """A connection that was not admitted yet, which records what it gets."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.closed: tuple[int, str] | None = None
+
+    def send(self, frame: bytes) -> None:
+        self.sent.append(frame)
+
+    def close(self, code: int, reason: str) -> None:
+        self.closed = (code, reason)
+
+    def probe(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+def asks(*subprotocols: str) -> Request:
+    header = (b"sec-websocket-protocol", ", ".join(subprotocols).encode())
+    return Request("r", "/r", headers=(header,) if subprotocols else ())
+
+
+async def test_only_a_subprotocol_that_was_offered_is_selected() -> None:
+    """Clients fail the connection on any other."""
+    assert asks().subprotocol_for(Access()) is None
+    assert asks("a", "b").subprotocol_for(Access()) == "a"
+    assert asks("a", "b").subprotocol_for(Access(subprotocol="b")) == "b"
+    assert asks().subprotocol_for(Access(subprotocol="b")) is None
+    assert asks("token").subprotocol_for(Access(subprotocol="b")) is None
+    assert asks("a").subprotocol_for(Refused("no")) == "a"
+
+
+async def test_an_authorize_hook_that_forgets_to_answer_lets_nobody_in(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def forgetful(request: Request) -> Any:
+        return None
+
+    async with Driver(MemoryStore(), hooks=Hooks(authorize=forgetful)) as driver:
+        access = await driver.authorize(asks())
+        assert isinstance(access, Refused)
+        assert access.code == CloseCode.INTERNAL_ERROR
+        assert driver.hook_errors == {"authorize": 1}
+        assert driver.admit(asks(), access, connection := Asking()) is None
+        assert connection.closed is not None
+    assert "hook failed name=authorize" in caplog.text
+
+
+async def test_who_is_admitted_while_the_driver_drains_is_sent_away() -> None:
+    async with Driver(MemoryStore()) as driver:
+        access = await driver.authorize(asks())
+        await driver.drain()
+        assert driver.admit(asks(), access, connection := Asking()) is None
+    assert connection.closed == (CloseCode.GOING_AWAY, "the server is shutting down")
+    assert not connection.sent
