@@ -41,6 +41,7 @@ from ._handshake import (
     split_target,
     wants_websocket,
 )
+from ._paths import in_prefix, no_room, plain_answer
 from .hooks import Request
 
 _COMPRESS_FROM: Final = 256
@@ -166,7 +167,9 @@ class Peer:
             check_request(event.method, event.http_version, headers)
             path, query = split_target(event.target.decode("ascii"))
             if not wants_websocket(headers):
-                self._answer_plain(path)
+                self._answer(
+                    *plain_answer(event.method.decode(), path, self._prefix, self._health())
+                )
                 return []
             answer = accept_headers(event.method, event.http_version, headers)
             room = self._room_of(path)
@@ -184,22 +187,14 @@ class Peer:
         return [Request(room, path, query, headers)]
 
     def _room_of(self, path: str) -> str:
-        if not path.startswith(self._prefix) or path == self._prefix:
-            text = f"no room here: connect to {self._prefix}your-room-name"
-            raise BadRequest(text, status=404)
+        room = in_prefix(path, self._prefix)
+        if room is None:
+            status, text, _ = no_room(self._prefix)
+            raise BadRequest(text, status=status)
         try:
-            return unquote_to_bytes(path[len(self._prefix) :]).decode()
+            return unquote_to_bytes(room).decode()
         except UnicodeDecodeError:
             raise BadRequest("the room name is not UTF-8") from None
-
-    def _answer_plain(self, path: str) -> None:
-        if path == "/health":
-            problem = self._health()
-            self._answer(200 if problem is None else 503, problem or "ok")
-        elif path.startswith(self._prefix) and path != self._prefix:
-            self._answer(426, "connect with a WebSocket", [(b"Upgrade", b"websocket")])
-        else:
-            self._answer(404, "nothing here")
 
     def _answer(
         self, status: int, text: str, extra: list[tuple[bytes, bytes]] | None = None

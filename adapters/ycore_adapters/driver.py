@@ -369,6 +369,11 @@ class Driver:
         problems.update((room.name, problem) for room, problem in self._problems.items())
         return problems
 
+    def health(self) -> str | None:
+        """What is wrong, in words that tell nobody the names of rooms; None if nothing is."""
+        failing = len(self.problems())
+        return f"rooms that can't be stored at the moment: {failing}" if failing else None
+
     async def drain(self) -> None:
         """Store what was accepted, then send everyone away (1001): the server goes down."""
         self._draining = True

@@ -30,6 +30,7 @@ from anyio import lowlevel
 from ycore import CloseCode, Member
 
 from ._deflate import Window
+from ._paths import check_prefix
 from ._peer import Event, Message, Peer, PeerState, frame_message, refusal
 from .driver import Connection, Driver
 from .hooks import Request
@@ -123,8 +124,7 @@ class ServerSettings:
     """Connections the system holds until they are accepted: a restart brings everyone at once."""
 
     def __post_init__(self) -> None:
-        if not (self.prefix.startswith("/") and self.prefix.endswith("/")):
-            raise ValueError(f"the prefix must begin and end with a slash: {self.prefix!r}")
+        check_prefix(self.prefix)
 
 
 async def listen_tcp(host: str, port: int, *, backlog: int = 1024) -> list[socket.socket]:
@@ -464,12 +464,8 @@ class Server:
             max_request_bytes=settings.max_request_bytes,
             max_request_headers=settings.max_request_headers,
             compression=settings.compression,
-            health=self._health,
+            health=self.driver.health,
         )
-
-    def _health(self) -> str | None:
-        failing = len(self.driver.problems())
-        return f"rooms that can't be stored at the moment: {failing}" if failing else None
 
     def stop(self) -> None:
         """Have `serve` stop accepting, store what was accepted, send everyone away, and return."""

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias
 
 import anyio
-from filelock import FileLock, Timeout
 
 from .interface import Store, StoreUnavailable
 
@@ -49,6 +48,9 @@ class OwnedStore(Store):
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        # Here, since who keeps nothing on a disk need not have it installed.
+        from filelock import FileLock, Timeout  # noqa: PLC0415
+
         async with AsyncExitStack() as stack:
             with translated(f"can't use {self._what}"):
                 self._lock_file.parent.mkdir(parents=True, exist_ok=True)
