@@ -22,10 +22,9 @@ from __future__ import annotations
 
 import logging
 import time
-from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from inspect import isawaitable
 from types import TracebackType
@@ -55,10 +54,13 @@ from ycore import (
     State,
     Unload,
 )
+from ycore.doc import Doc
 from ycore.messages import PermissionDenied
 from ycore.steps import Steps
 from ycore.updates import ParsedUpdate, parse_update_steps, parts_of
 
+from ._document import DocumentClosed, open_document
+from .connection import Connection
 from .hooks import Access, HookCalls, Hooks, Refused, Request
 from .stores import (
     RoomCorrupt,
@@ -68,6 +70,8 @@ from .stores import (
     StoreError,
     StoreUnavailable,
 )
+
+__all__ = ["Connection", "DocumentClosed", "Driver", "DriverSettings"]
 
 logger = logging.getLogger(__name__)
 
@@ -116,39 +120,13 @@ class DriverSettings:
     """For how many seconds `Hooks.authorize` may think. Then the client is sent away (1013)."""
 
 
-class Connection(ABC):
-    """What the driver asks of a transport, for one member. Nothing here may block or raise."""
-
-    waiting = 0
-    """How many bytes were sent and not yet taken by the socket."""
-    request: Request | None = None
-    """What it asked for, once it was admitted."""
-    access: Access | None = None
-    """What it may do, once it was admitted."""
-
-    @abstractmethod
-    def send(self, frame: bytes) -> None:
-        """Queue one binary WebSocket message, and see to `Driver.flush_soon`."""
-
-    @abstractmethod
-    def close(self, code: int, reason: str) -> None:
-        """Close in order: behind what was sent. Nothing will be sent after."""
-
-    @abstractmethod
-    def probe(self) -> None:
-        """Find out whether the peer is alive; if it is not, the transport calls `Driver.leave`."""
-
-    @abstractmethod
-    def flush(self) -> None:
-        """Write as much as the socket takes now. If something has to wait, write it as soon as
-        the socket takes more; call `Driver.drained` whenever nothing waits any more."""
-
-
 class _Work:
     """What is still to be carried out in one room."""
 
     def __init__(self) -> None:
         self.effects: deque[Effect] = deque()
+        self.added = self.taken = 0
+        """How many there have been, and how many were carried out."""
         self.backlog = 0
         """Bytes of updates and frames in them."""
         self.progress = anyio.Event()
@@ -156,10 +134,12 @@ class _Work:
 
     def add(self, effects: list[Effect]) -> None:
         self.effects.extend(effects)
+        self.added += len(effects)
         self.backlog += sum(map(_size, effects))
 
     def take(self) -> Effect:
         effect = self.effects.popleft()
+        self.taken += 1
         self.backlog -= _size(effect)
         return effect
 
@@ -318,6 +298,10 @@ class Driver:
                 await self.my_turn()
                 pause = self.clock() + _SLICE
 
+    def take(self, member: Member, frame: bytes) -> None:
+        """`receive` for what comes from this process itself: all of it at once."""
+        self._carry_out(member.room, member.room.receive(member, frame, now=self.clock()))
+
     def leave(self, member: Member) -> None:
         """A member's connection is gone."""
         member.link = None
@@ -345,6 +329,28 @@ class Driver:
             self._carry_out(member.room, effects)
 
     # -- for applications
+
+    def document(self, room: str) -> AbstractAsyncContextManager[Doc]:
+        """A room's document, to edit and to follow here: in `async with driver.document(room) as
+        doc`. What others do shows in it, and each of its transactions is checked, stored and sent
+        to the others like anyone's edit. Leaving waits until its edits are stored.
+
+        Raises:
+            DocumentClosed: from an edit, the room refuses it; from the `async with`, the room's
+                store failed, or the server goes down. What is under way in it is cancelled then.
+            LocalProtocolError: `drain` was called.
+        """
+        return open_document(self, self._tasks, room)
+
+    async def stored(self, room: str) -> None:
+        """Wait until all edits that a room has taken in up to now are stored, or it was given up
+        (see `problems`)."""
+        open_room = self.hub.rooms.get(room)
+        work = None if open_room is None else self._work.get(open_room)
+        if open_room is not None and work is not None:
+            until = work.added
+            while work.taken < until and self._work.get(open_room) is work:
+                await work.progress.wait()
 
     def dismiss(self, member: Member, code: int, reason: str) -> None:
         """Send a member away: it may no longer be here, say. Does nothing if it has left."""
@@ -501,7 +507,7 @@ class Driver:
                     if room.state is not State.LOADING:
                         return  # closed meanwhile
         except RoomNotFound:
-            pass  # a new room
+            await self._seed(room)
         except RoomCorrupt as exc:
             damage = exc
         if damage is not None:
@@ -511,6 +517,26 @@ class Driver:
         if room.state is State.LOADING:
             read_only = None if damage is None else _DAMAGED
             self._work[room].add(room.opened(now=self.clock(), read_only=read_only))
+
+    async def _seed(self, room: Room) -> None:
+        """Have the application fill in a new document, and store that before anyone sees it."""
+        if self.hooks.seed is None:
+            return
+        doc = Doc(0)
+        try:
+            seeding = self.hooks.seed(room.name, doc)
+            if isawaitable(seeding):
+                await seeding
+            update = doc.seeded()
+        except Exception as exc:
+            self.hook_errors["seed"] += 1
+            logger.exception("hook failed name=seed")
+            raise StoreError(f"the new document could not be filled in: {exc!r}") from exc
+        if doc.store.size:
+            stored = StoredUpdate(update, self._wall_clock())
+            await self._patiently(room, lambda: self._store.append(room.name, [stored]))
+            if room.state is State.LOADING:
+                room.load(update)
 
     async def _unload(self, effect: Unload) -> None:
         room = effect.room
@@ -526,7 +552,7 @@ class Driver:
             # What the room holds is all that is stored, but only as long as it is the open one.
             if self.hub.rooms.get(room.name) is not room:
                 raise StoreError("the room was closed meanwhile")
-            update = await self._in_slices(room.store.snapshot_steps())
+            update = await self.in_slices(room.store.snapshot_steps())
             return StoredUpdate(update, self._wall_clock())
 
         try:
@@ -538,8 +564,8 @@ class Driver:
         finally:
             self._compacting.pop(room).set()
 
-    async def _in_slices(self, steps: Steps[T]) -> T:
-        """Do something long, and let others have their turns."""
+    async def in_slices(self, steps: Steps[T]) -> T:
+        """Do something long, and let others have their turns (`my_turn`)."""
         pause = 0.0
         while True:
             try:

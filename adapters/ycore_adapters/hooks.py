@@ -23,6 +23,7 @@ import anyio
 import anyio.abc
 
 from ycore import AwarenessEntry, CloseCode, CustomMessage, Member, Room
+from ycore.doc import Doc
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,12 @@ class Hooks:
     authorize: Callable[[Request], MaybeAsync[Access]] | None = None
     """Who may come in: returns what they may do, or raises `Refused`. Without it, everyone may do
     everything. Any other exception refuses as well, but the client comes back (1011)."""
+
+    seed: Callable[[str, Doc], MaybeAsync[None]] | None = None
+    """Fills in a document that the store does not know, given its room's name. Called once: the
+    result is stored before anyone sees it. Its client id follows from what is in it, so that
+    servers that seed the same make the same document, not two in one. If it raises, nobody gets in,
+    and nothing is stored."""
 
     on_update: Callable[[Room, bytes, Member], MaybeAsync[None]] | None = None
     """Told of each update that was stored, and whose it was."""

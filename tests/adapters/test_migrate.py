@@ -15,6 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 from click.testing import CliRunner, Result
+from ycore.view import View
 from ycore_adapters.cli import main
 from ycore_adapters.migrate import MigrationError, Source, open_source
 from ycore_adapters.stores import FileStore, StoredUpdate
@@ -22,7 +23,6 @@ from ycore_adapters.stores.tools import read
 
 from ycore import encode_state_vector_from_update, merge_updates
 from ycore.updates import StructStore
-from ycore.view import View
 
 STORES = Path(__file__).with_name("migrate")
 A, B, C = map(

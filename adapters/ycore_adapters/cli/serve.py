@@ -20,6 +20,7 @@ import click
 from ycore import Settings
 
 from ..driver import Driver, DriverSettings
+from ..hooks import Access, Hooks
 from ..server import Server, ServerSettings, listen_tcp, listen_unix
 from ..stores import Fsync, MemoryStore, Store, StoreError
 from ._common import CONTEXT, data_option, keep_history_option, store_at
@@ -55,6 +56,14 @@ _ROOMS = Settings()
     is_flag=True,
     help="Send authors their own edits back once they are stored: the sync status of y-websocket 4 "
     "is green then. It costs a frame an edit.",
+)
+@click.option("--read-only", is_flag=True, help="Let nobody edit.")
+@click.option(
+    "--origin",
+    "origins",
+    multiple=True,
+    help="Let only pages of this origin connect, such as https://example.org. May be given several "
+    "times. Clients that are no browsers name none, and are not stopped by this.",
 )
 @click.option(
     "--idle-timeout",
@@ -126,6 +135,8 @@ def serve(
     keep_history: bool,
     open_damaged: bool,
     acknowledge: bool,
+    read_only: bool,
+    origins: Sequence[str],
     idle_timeout: float,
     prefix: str,
     max_connections: int | None,
@@ -166,7 +177,10 @@ def serve(
         idle_timeout=idle_timeout,
         acknowledge=acknowledge,
     )
-    limits = DriverSettings(open_damaged=open_damaged)
+    limits = DriverSettings(
+        open_damaged=open_damaged, allowed_origins=frozenset(origins) if origins else None
+    )
+    hooks = Hooks(authorize=(lambda request: Access(read_only=True)) if read_only else None)
     options: dict[str, Any] = {}
     if backend == "asyncio":
         options["use_uvloop"] = importlib.util.find_spec("uvloop") is not None
@@ -180,6 +194,7 @@ def serve(
         settings,
         rooms,
         limits,
+        hooks,
         backend=backend,
         backend_options=options,
     )
@@ -194,6 +209,7 @@ async def _serve(
     settings: ServerSettings,
     rooms: Settings,
     limits: DriverSettings,
+    hooks: Hooks,
 ) -> None:
     async with AsyncExitStack() as stack:
         try:
@@ -209,7 +225,9 @@ async def _serve(
             await stack.enter_async_context(store)
         except StoreError as exc:
             raise click.ClickException(str(exc)) from None
-        driver = await stack.enter_async_context(Driver(store, settings=rooms, limits=limits))
+        driver = await stack.enter_async_context(
+            Driver(store, settings=rooms, limits=limits, hooks=hooks)
+        )
         server = Server(driver, listeners, settings=settings)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         await tasks.start(_stop_on_signal, server)

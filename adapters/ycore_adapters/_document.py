@@ -1,0 +1,148 @@
+"""A document of a room on the server: `Driver.document`.
+
+It is a member like any other, only that its connection ends in this process: what it sends and is
+sent are y-protocols messages, so its edits are checked, stored and broadcast like anyone's, and it
+sees what others see.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.abc
+
+from ycore import CloseCode, Member
+from ycore.doc import Doc
+from ycore.messages import SyncStep1, SyncStep2, Update, decode
+
+from .connection import Connection
+
+if TYPE_CHECKING:
+    from .driver import Driver
+
+logger = logging.getLogger(__name__)
+
+
+class DocumentClosed(Exception):
+    """The room takes no more edits of this document, which may differ from it now: open it anew.
+
+    Args:
+        reason: why, in words for people.
+        code: the WebSocket close code that another member would have got.
+    """
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code
+
+
+class _Local(Connection):
+    """Where a room's messages to the document end."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.doc = Doc()
+        self.member: Member | None = None
+        self.closed: DocumentClosed | None = None
+        self.left = False
+        self.synced = anyio.Event()
+        self._driver = driver
+        self._incoming: deque[bytes] = deque()
+        self._something = anyio.Event()
+
+    # -- what the driver asks
+
+    def send(self, frame: bytes) -> None:
+        self._incoming.append(frame)
+        self.waiting += len(frame)
+        self._something.set()
+
+    def close(self, code: int, reason: str) -> None:
+        self.closed = DocumentClosed(reason, code)
+        self._something.set()
+
+    def probe(self) -> None:
+        pass  # it is alive
+
+    def flush(self) -> None:
+        pass  # `run` takes what comes when it can
+
+    # -- the document's side
+
+    def leave(self) -> None:
+        """Nobody needs it any more."""
+        self.left = True
+        self._something.set()
+
+    def tell(self, update: bytes, origin: object) -> None:
+        """The document has changed: pass its own edits on.
+
+        Raises:
+            DocumentClosed: they were refused.
+        """
+        if origin is self or self.member is None:
+            return
+        room = self.member.room
+        if self.closed is None and room.read_only is not None:
+            self.close(CloseCode.FORBIDDEN, room.read_only)
+        if self.closed is None:
+            self._driver.take(self.member, Update(update).encode())
+        if self.closed is not None:
+            raise self.closed
+
+    async def run(self, body: anyio.CancelScope) -> None:
+        """Take in what others do; end the body when the room closes."""
+        while self.closed is None and not self.left:
+            await self._something.wait()
+            self._something = anyio.Event()
+            while self._incoming:
+                frame = self._incoming.popleft()
+                for message in decode(frame):
+                    if isinstance(message, SyncStep2 | Update):
+                        await self._take_in(message.update)
+                    if isinstance(message, SyncStep2):
+                        self.synced.set()
+                self.waiting -= len(frame)
+            if self.member is not None:
+                self._driver.drained(self.member)
+        self.synced.set()
+        body.cancel()
+
+    async def _take_in(self, update: bytes) -> None:
+        try:
+            await self._driver.in_slices(self.doc.apply_steps(update, self))
+        except Exception:  # of an observer: the room has nothing to do with it
+            self._driver.hook_errors["observer"] += 1
+            logger.exception("hook failed name=observer")
+
+
+@asynccontextmanager
+async def open_document(
+    driver: Driver, tasks: anyio.abc.TaskGroup, room: str
+) -> AsyncGenerator[Doc]:
+    connection = _Local(driver)
+    body = anyio.CancelScope()
+    member = driver.join(room, connection)
+    tasks.start_soon(connection.run, body)
+    try:
+        with body:
+            await driver.receive(member, SyncStep1(b"\0").encode())
+            await connection.synced.wait()
+            if connection.closed is None:
+                connection.member = member
+                stop = connection.doc.observe_updates(connection.tell)
+                try:
+                    yield connection.doc
+                finally:
+                    stop()
+                await driver.stored(room)
+    finally:
+        connection.leave()
+        driver.leave(member)
+    if connection.closed is not None:
+        raise connection.closed
