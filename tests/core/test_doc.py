@@ -701,6 +701,7 @@ class Mirror:
                 at += len(new)
 
     def sees(self, shared: Any) -> bool:
+        assert len(shared) == len(self.places)
         if not isinstance(shared, Text):
             return [value for value, _ in self.places] == list(shared)
         expected = [

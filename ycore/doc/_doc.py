@@ -290,10 +290,12 @@ class Doc:
             item = todo.pop()
             if item.deleted:
                 continue
-            item.deleted = True
-            transaction.deleted[item.client].append((item.clock, item.clock + item.length))
             node = item.parent
             assert isinstance(node, Node)
+            if item.key is None:
+                node.count(item, -1)
+            item.deleted = True
+            transaction.deleted[item.client].append((item.clock, item.clock + item.length))
             node.marker = None
             transaction.changed[node].add(item.key)
             if item.kind == TYPE:
@@ -508,10 +510,14 @@ class Doc:
             node.start = item
         if item.right is not None:
             item.right.left = item
-        elif item.key is not None:
+        elif item.key is None:
+            node.last = item
+        else:
             node.map[item.key] = item
             if item.left is not None:
                 self._delete(item.left, transaction)
+        if item.key is None and not item.deleted:
+            node.count(item)
         if item.kind == TYPE:
             item.content.item = item
             item.content.doc = self

@@ -121,6 +121,8 @@ class Item:
         """Cut it after `at` clocks; returns the right part."""
         content: Any = self.content
         rest: Any = None
+        node = self.parent
+        assert isinstance(node, Node)
         if content is None:
             pass
         elif self.kind == STRING:
@@ -131,14 +133,21 @@ class Item:
         right.deleted = self.deleted
         right.origin = (self.client, right.clock - 1)
         right.right_origin = self.right_origin
-        right.parent, right.key = self.parent, self.key
+        right.parent, right.key = node, self.key
         right.left, right.right = self, self.right
         if self.right is not None:
             self.right.left = right
-        elif right.key is not None and isinstance(right.parent, Node):
-            right.parent.map[right.key] = right
+        elif right.key is not None:
+            node.map[right.key] = right
+        else:
+            node.last = right
+        if not self.deleted and self.key is None:
+            node.count(self, -1)
         self.right = right
         self.content, self.length = content, at
+        if not self.deleted and self.key is None:
+            node.count(self)
+            node.count(right)
         return right
 
     def merge(self, right: Item) -> bool:
@@ -161,14 +170,17 @@ class Item:
         self.right = right.right
         if self.right is not None:
             self.right.left = self
+        else:
+            assert isinstance(self.parent, Node)
+            self.parent.last = self
         return True
 
 
 class Node:
     """A shared type: a root, or the content of an item."""
 
-    __slots__ = ("deep_observers", "doc", "facade", "item", "kind", "map", "marker", "name",
-                 "observers", "start")  # fmt: skip
+    __slots__ = ("deep_observers", "doc", "facade", "item", "kind", "last", "length", "map",
+                 "marker", "name", "observers", "pairs", "start")  # fmt: skip
 
     def __init__(self, kind: Kind | None, name: str = "") -> None:
         self.kind = kind
@@ -179,6 +191,12 @@ class Node:
         """Whose content it is; None of a root."""
         self.doc: Any = None
         self.start: Item | None = None
+        self.last: Item | None = None
+        """Of the items in order; both may be deleted."""
+        self.length = 0
+        """How many clocks of what is in order and counts are not deleted."""
+        self.pairs = 0
+        """How many of them are second halves of pairs of surrogates: no characters of their own."""
         self.map: dict[str, Item] = {}
         """For each key its last item."""
         self.observers: list[Any] | None = None
@@ -196,6 +214,13 @@ class Node:
     @property
     def is_deleted(self) -> bool:
         return self.item is not None and self.item.deleted
+
+    def count(self, item: Item, sign: int = 1) -> None:
+        """An item in order has come, or with -1 gone."""
+        if item.kind in COUNTED:
+            self.length += sign * item.length
+            if item.kind == STRING:
+                self.pairs += sign * (item.length - len(item.content))
 
     def items(self) -> Iterator[Item]:
         """Those that are not deleted, in order."""

@@ -142,6 +142,8 @@ class SharedType:
 
     def _left_of(self, index: int) -> Item | None:
         """The item behind which this place is, cut there if need be."""
+        if index == self._node.length:
+            return self._node.last
         left = None
         for item in self._node.items():
             if index == 0:
@@ -236,7 +238,7 @@ class _Children(SharedType):
         self._made_with = []
 
     def __len__(self) -> int:
-        return sum(item.length for item in self._node.items() if item.kind in COUNTED)
+        return self._node.length
 
     def __iter__(self) -> Iterator[Any]:
         return iter([shown(value) for value in self._node.values()])
@@ -381,7 +383,7 @@ class Text(SharedType):
         self.insert(0, text)
 
     def __len__(self) -> int:
-        return sum(item.count for item in self._node.items() if item.kind in COUNTED)
+        return self._node.length - self._node.pairs
 
     def __str__(self) -> str:
         return self._node.text()
