@@ -266,12 +266,18 @@ class ASGIApp:
             raise _NoRoom((400, "the room name is not UTF-8", [])) from None
         if not raw and "\ufffd" in path:
             raise _NoRoom((400, "the room name is not UTF-8", []))
+        headers = [(bytes(name).lower(), bytes(value)) for name, value in scope["headers"]]
+        offered = ", ".join(scope.get("subprotocols", ())).encode("latin-1")
+        if offered and all(name != b"sec-websocket-protocol" for name, _ in headers):
+            headers.append(
+                (b"sec-websocket-protocol", offered)
+            )  # uvicorn with wsproto takes it out
         host = scope["client"][0] if scope.get("client") else None
         return Request(
             room,
             raw.decode("latin-1") if raw else quote(scope["path"]),
             scope.get("query_string", b"").decode("latin-1"),
-            tuple((bytes(name).lower(), bytes(value)) for name, value in scope["headers"]),
+            tuple(headers),
             host.removeprefix("::ffff:") if host else None,
             scope,
         )
@@ -394,8 +400,6 @@ class _Socket(Connection):
         """Until the peer has closed, or answered our close."""
         worked = 0.0
         while (event := await self._receive())["type"] == "websocket.receive":
-            if self._closing is not None:
-                continue
             began = time.monotonic()
             await self._take(event.get("bytes"))
             worked += time.monotonic() - began

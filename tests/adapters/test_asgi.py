@@ -241,6 +241,12 @@ async def test_a_subprotocol_that_was_offered_is_selected(
         connected(app, headers=headers, query_string=query) as a,
     ):
         assert a.said[0]["subprotocol"] == selected
+    offers = [] if offered is None else offered.decode().split(", ")
+    async with (
+        started(hooks=Hooks(authorize=only_if)) as app,
+        connected(app, subprotocols=offers, query_string=query) as a,
+    ):
+        assert a.said[0]["subprotocol"] == selected
 
 
 async def test_who_goes_while_it_is_asked_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -86,11 +86,17 @@ class Process:
 
 
 class Server:
-    """`ycore serve`, on a port of its own choice that it keeps over restarts."""
+    """`ycore serve`, on a port of its own choice that it keeps over restarts.
 
-    def __init__(self, data: Path, *options: str) -> None:
-        self._command = [sys.executable, "-m", "ycore_adapters.cli", "serve", "--data", str(data)]
-        self._command += ["--host", "127.0.0.1", *options]
+    Args:
+        data: where it keeps its documents.
+        options: of the command.
+        command: instead of `ycore serve`; takes `--data` and `--port`, and prints where it listens.
+    """
+
+    def __init__(self, data: Path, *options: str, command: Sequence[str | Path] = ()) -> None:
+        serve = [sys.executable, "-m", "ycore_adapters.cli", "serve", "--host", "127.0.0.1"]
+        self._command = [*(command or serve), "--data", str(data), *options]
         self._process: Process | None = None
         self.output: list[str] = []
         """What it printed since it first started. Complete while it is stopped."""
@@ -103,8 +109,8 @@ class Server:
         deadline = time.monotonic() + DEADLINE
         while line := self._process.readline(deadline - time.monotonic()):
             self.output.append(line)
-            if found := re.search(r"ws://[\w.]+:\d+", line):
-                self.url = found[0]
+            if found := re.search(r"(?:ws|http)(://[\w.]+:\d+)", line):
+                self.url = f"ws{found[1]}"
                 return
         self.kill()
         raise AssertionError("the server did not start:\n" + "".join(self.output))
