@@ -31,11 +31,16 @@ class Process:
     """A child process with its output in lines.
 
     A thread reads them, so that the child never blocks on a full pipe and no test waits for ever.
+
+    Args:
+        command: the program and its arguments.
+        cwd: where it runs; None: where the tests do.
     """
 
-    def __init__(self, *command: str | Path) -> None:
+    def __init__(self, *command: str | Path, cwd: Path | None = None) -> None:
         self.popen = subprocess.Popen(
             command,
+            cwd=cwd,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
