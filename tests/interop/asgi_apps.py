@@ -49,11 +49,12 @@ def starlette(data: str) -> Any:
         async with documents:
             yield
 
-    async def hello(request: Any) -> PlainTextResponse:
+    async def hello(request: object) -> PlainTextResponse:
         return PlainTextResponse("hello")
 
     routes = [Route("/hello", hello), Mount("/ws", documents)]
-    return Starlette(routes=routes, lifespan=lifespan)
+    app = Starlette(routes=routes, lifespan=lifespan)
+    return app
 
 
 def fastapi(data: str) -> Any:
@@ -96,7 +97,8 @@ def litestar(data: str) -> Any:
         return "hello"
 
     namespace = {"Scope": Scope, "Receive": Receive, "Send": Send}
-    return Litestar([ws, hello], lifespan=[lifespan], signature_namespace=namespace)
+    app = Litestar([ws, hello], lifespan=[lifespan], signature_namespace=namespace)
+    return app
 
 
 def quart(data: str) -> Any:
@@ -113,7 +115,8 @@ def quart(data: str) -> Any:
         await websocket.send(await websocket.receive())
 
     hooks = Hooks(authorize=by_token)
-    return ASGIApp(FileStore(data), prefix="/ws/", hooks=hooks, http=app)
+    application = ASGIApp(FileStore(data), prefix="/ws/", hooks=hooks, http=app)
+    return application
 
 
 def _django() -> Any:
@@ -126,6 +129,7 @@ def _django() -> Any:
     settings.configure(
         SECRET_KEY="test",
         ALLOWED_HOSTS=["*"],
+        SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies",
         ROOT_URLCONF=(path("hello", lambda request: HttpResponse("hello")),),
     )
     django.setup()
@@ -133,25 +137,30 @@ def _django() -> Any:
 
 
 def django(data: str) -> Any:
+    get_asgi_application = _django
     hooks = Hooks(authorize=by_token)
-    return ASGIApp(FileStore(data), prefix="/ws/", hooks=hooks, http=_django())
+    http = get_asgi_application()
+    application = ASGIApp(FileStore(data), prefix="/ws/", hooks=hooks, http=http)
+    return application
 
 
 def channels(data: str) -> Any:
-    http = _django()
+    get_asgi_application = _django
+    http = get_asgi_application()  # before what follows is imported
 
     from channels.routing import ProtocolTypeRouter, URLRouter
-    from channels.sessions import CookieMiddleware
+    from channels.sessions import SessionMiddlewareStack
     from django.urls import re_path
 
     documents = ASGIApp(FileStore(data), prefix="/ws/", hooks=Hooks(authorize=by_token))
-    return ProtocolTypeRouter(
+    application = ProtocolTypeRouter(
         {
             "http": http,
-            "websocket": CookieMiddleware(URLRouter([re_path(r"^ws/", documents)])),
+            "websocket": SessionMiddlewareStack(URLRouter([re_path(r"^ws/", documents)])),
             "lifespan": documents,
         }
     )
+    return application
 
 
 def on_uvicorn(app: Any, port: int, ws: Any) -> None:
