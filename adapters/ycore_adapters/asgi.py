@@ -40,7 +40,7 @@ from ycore import CloseCode, LocalProtocolError, Member, Settings
 from ._paths import Answer, check_prefix, in_prefix, no_room, plain_answer
 from .driver import Connection, Driver, DriverSettings
 from .hooks import Access, Hooks, Refused, Request
-from .stores import Store
+from .stores import Store, StoreError
 
 __all__ = ["ASGIApp", "ASGISettings"]
 
@@ -201,7 +201,8 @@ class ASGIApp:
         try:
             await self.__aenter__()
         except Exception as exc:
-            logger.exception("startup failed")
+            if not isinstance(exc, StoreError):  # which says all there is to say
+                logger.exception("startup failed")
             message = f"ycore could not start: {exc}"
             await send({"type": "lifespan.startup.failed", "message": message})
             return
