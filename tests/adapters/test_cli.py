@@ -209,7 +209,7 @@ def test_a_directory_that_is_not_writable(data: Path) -> None:
 
 _WITHOUT_PRIVILEGES = """
 import os, sys
-import anyio
+import anyio, filelock
 from ycore_adapters import cli
 
 os.chmod(sys.argv[-1], 0o555)
