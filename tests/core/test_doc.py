@@ -165,6 +165,19 @@ def test_a_list_with_a_format_in_it() -> None:
     assert len({doc.get_array("t"), doc.get_array("t"), doc.get_map("m")}) == 2
 
 
+def test_who_crowds_one_place_does_not_make_others_wait() -> None:
+    """Finding a place among n takes n looks: Yjs does the same, all in one go."""
+    doc = Doc(1)
+    crowd = update({(client, 0): [item(anys(1), key="k")] for client in range(500, 1000)})
+    assert sum(1 for _ in doc.apply_steps(crowd)) > 50
+    doc.apply(update({(5, 0): [item(text("<>"))]}))
+    here = {"origin": (5, 0), "right": (5, 1)}
+    doc.apply(update({(client, 0): [item(text("x"), **here)] for client in range(10, 500)}))
+    late = {(client, 0): [item(text("y"), **here)] for client in range(2000, 2010)}
+    assert sum(1 for _ in doc.apply_steps(update(late))) > 2
+    assert doc.to_json()["t"] == "<" + "x" * 490 + "y" * 10 + ">"
+
+
 def test_deletes_of_many_ranges_are_taken_in_step_by_step() -> None:
     doc = Doc(2)
     doc.apply(update({(1, 0): [item(text("ab" * 3000))]}))

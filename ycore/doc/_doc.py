@@ -74,6 +74,8 @@ class Doc:
         self._transaction: Transaction | None = None
         """The local one under way."""
         self._is_applying = False
+        self._looked_at = 0
+        """How many neighbours were looked at to find an item its place."""
         self._update_observers: list[Callable[[bytes, object], None]] = []
 
     @classmethod
@@ -413,8 +415,10 @@ class Doc:
                 transaction.starts.setdefault(client, end)
                 self._integrate(item, transaction)
                 done += 1
-                turn += 1
-                if not turn % STEP:
+                turn += 1 + self._looked_at
+                self._looked_at = 0
+                if turn >= STEP:
+                    turn = 0
                     yield
             del held[:done]
             if not held:
@@ -482,7 +486,7 @@ class Doc:
             if item.left is not None:
                 item.right = item.left.right
             else:
-                item.right = _first(item, node)
+                item.right = self._first(item, node)
             node.marker = None
             self._link(item, node, transaction)
 
@@ -528,10 +532,11 @@ class Doc:
     def _place(self, item: Item, node: Node) -> Item | None:
         """What goes to its left, of what others have put at the same place."""
         left = item.left
-        other = left.right if left is not None else _first(item, node)
+        other = left.right if left is not None else self._first(item, node)
         conflicting: set[Item] = set()
         before_origin: set[Item] = set()
         while other is not None and other is not item.right:
+            self._looked_at += 1
             before_origin.add(other)
             conflicting.add(other)
             if item.origin == other.origin:
@@ -548,6 +553,16 @@ class Doc:
                 break
             other = other.right
         return left
+
+    def _first(self, item: Item, node: Node) -> Item | None:
+        """The first of the items among which this one goes."""
+        if item.key is None:
+            return node.start
+        first = node.map.get(item.key)
+        while first is not None and first.left is not None:
+            self._looked_at += 1
+            first = first.left
+        return first
 
     def _delete_ranges(
         self, client: int, ranges: list[Range], limit: int, transaction: Transaction
@@ -576,16 +591,6 @@ def _random_id() -> int:
 
 def _is_used(node: Node) -> bool:
     return node.start is not None or bool(node.map)
-
-
-def _first(item: Item, node: Node) -> Item | None:
-    """The first of the items among which this one goes."""
-    if item.key is None:
-        return node.start
-    first = node.map.get(item.key)
-    while first is not None and first.left is not None:
-        first = first.left
-    return first
 
 
 def _encode(structs: dict[int, list[Item]], deletes: dict[int, list[Range]]) -> bytes:
