@@ -145,9 +145,9 @@ class SharedType:
         if index == self._node.length:
             return self._node.last
         left = None
-        for item in self._node.items():
-            if index == 0:
-                break
+        items = self._node.items()
+        while index > 0:
+            item = next(items)
             if item.kind in COUNTED:
                 if index < item.length:
                     self._node.doc._cut(item, index)
