@@ -182,8 +182,12 @@ const CONDITIONS = {
   ),
   closes: (client, count) => client.closes.length >= count,
   opens: (client, count) => client.opens >= count,
-  denied: (client, count) => client.denied.length >= count
+  denied: (client, count) => client.denied.length >= count,
+  holds: (client, code) => evaluate(client, code) === true
 }
+
+/** What an expression gives in which `doc` is the client's document. */
+const evaluate = (client, code) => new Function('doc', 'Y', `return ${code}`)(client.doc, Y)
 
 // No surrogate pairs and no formats: where edits split those, Yjs's own replicas may differ.
 const WORDS = ['a', 'bc ', 'żółw', '文書', 'lorem ipsum\n']
@@ -216,6 +220,7 @@ const OPS = {
   delete: ({ name, index, length }) => clientNamed(name).text.delete(index, length),
   set: ({ name, key, value }) => { clientNamed(name).map.set(key, value) },
   push: ({ name, value }) => clientNamed(name).array.push([value]),
+  evaluate: ({ name, code }) => { evaluate(clientNamed(name), code) },
   random: async ({ name, count, seed }) => {
     const client = clientNamed(name)
     const gen = prng.create(seed)

@@ -180,6 +180,10 @@ class Client:
     def push(self, value: object) -> None:
         self._do("push", value=value)
 
+    def evaluate(self, code: str) -> None:
+        """Evaluate a JavaScript expression; `doc` in it is the document."""
+        self._do("evaluate", code=code)
+
     def fill(self, size: int) -> None:
         """Insert that many bytes at once."""
         self._do("fill", size=size)
@@ -240,7 +244,8 @@ class Client:
             present: clients whose awareness state it sees.
             absent: clients whose awareness state it does not see.
             conditions: synced, text (equals), contains (a part of the text), states (by awareness
-                id); or at least so many opens or closes of its connection, or permissions denied.
+                id), holds (a JavaScript expression that is true, in which `doc` is the document);
+                or at least so many opens or closes of its connection, or permissions denied.
         """
         wanted: dict[str, object] = {**conditions}
         wanted["present"] = [client.name for client in present]

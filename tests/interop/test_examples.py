@@ -175,6 +175,24 @@ def test_trio(clients: Clients, run: Run) -> None:
     late.wait(text="hello")
 
 
+def test_a_notebook_whose_cells_run_on_the_server(clients: Clients, run: Run) -> None:
+    example = run("notebook.py")
+    a, b = (clients.client(example.url, "notebook") for _ in "ab")
+    cell = "doc.getArray('cells').get(0)"
+    for client in (a, b):
+        client.wait(synced=True, holds=f"{cell}?.get('state') === 'idle'")
+    a.evaluate(f"{cell}.get('source').insert(0, 'Please! ')")
+    a.evaluate(f"{cell}.set('state', 'run')")
+    b.wait(holds=f"{cell}.get('outputs').toJSON()[0]?.words === 4")
+    a.evaluate("doc.getArray('cells').insert(0, ['no cell', new Y.Map([['state', 'run']])])")
+    b.wait(holds=f"{cell.replace('0', '1')}.get('outputs')?.toJSON()[0]?.words === 1")
+    example.end(signal.SIGTERM)
+
+    again = run("notebook.py")
+    late = clients.client(again.url, "notebook")
+    late.wait(holds="doc.getArray('cells').length === 3")
+
+
 def test_the_readme_shows_the_core_in_a_framework_of_your_own() -> None:
     source = (EXAMPLES / "own_framework.py").read_text()
     assert f"```python\n{source}```" in (ROOT / "README.md").read_text()
