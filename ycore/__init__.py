@@ -9,6 +9,7 @@ from .awareness import Awareness, AwarenessEntry
 from .errors import CloseCode, LocalProtocolError, ProtocolError, RemoteProtocolError
 from .frame import Frame
 from .hub import Hub
+from .provider import Document, Provider
 from .room import (
     AwarenessChanged,
     Close,
@@ -23,7 +24,7 @@ from .room import (
     State,
     Unload,
 )
-from .settings import Settings
+from .settings import ProviderSettings, Settings
 from .updates import (
     StructStore,
     UpdateLimits,
@@ -40,6 +41,7 @@ __all__ = [
     "Close",
     "CloseCode",
     "CustomMessage",
+    "Document",
     "Effect",
     "Frame",
     "Hub",
@@ -49,6 +51,8 @@ __all__ = [
     "Persist",
     "Probe",
     "ProtocolError",
+    "Provider",
+    "ProviderSettings",
     "RemoteProtocolError",
     "Room",
     "Send",

@@ -236,6 +236,15 @@ class Awareness:
                 removed.append(AwarenessEntry(client, known.clock, None))
         return removed
 
+    def forget_others(self) -> list[AwarenessEntry]:
+        """The connection is gone, and with it what it told of others, clocks and all: what the next
+        one tells counts from the start."""
+        gone = [entry for entry in self.entries() if entry.client != self.client_id]
+        for entry in gone:
+            del self._present[entry.client]
+        self._gone.clear()
+        return [entry._replace(state=None) for entry in gone]
+
     def handle_timeout(self, now: float) -> list[AwarenessEntry]:
         """Drop the states that nobody renewed, and renew our own."""
         outdated = []

@@ -228,6 +228,8 @@ class _Stalled:
     """The document's state vector then."""
     clients: list[int]
     """Whose awareness states there were."""
+    asked: bool = False
+    """Whether it has sent a SyncStep1 since, or still waits for the answer to one."""
 
 
 class Room:
@@ -485,7 +487,11 @@ class Room:
         self._audience_changed()
         effects: list[Effect] = []
         if member.synced:
-            effects.append(Send(SyncStep2(self.store.diff(stalled.clocks)).encode(), (member,)))
+            diff = self.store.diff(stalled.clocks)
+            # A SyncStep2 is an answer and nothing else: who asked takes it for one, which says that
+            # all it sent before it asked is stored.
+            message = SyncStep2(diff) if stalled.asked else Update(diff)
+            effects.append(Send(message.encode(), (member,)))
         here = self.awareness.states
         gone = [client for client in stalled.clients if client not in here]
         self._send_awareness(member, [*here, *gone], effects)
@@ -568,7 +574,8 @@ class Room:
             diff = yield from self.store.diff_steps(clocks)
             if member not in self._stalled:
                 return [Send(SyncStep2(diff).encode(), (member,))]
-        self._stalled[member].clocks = clocks
+        stalled = self._stalled[member]
+        stalled.clocks, stalled.asked = clocks, True
         return []
 
     def _take_update(

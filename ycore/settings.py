@@ -8,7 +8,7 @@ from .errors import LocalProtocolError
 from .messages import BUILT_IN_TYPES
 from .updates import UpdateLimits
 
-__all__ = ["Settings"]
+__all__ = ["ProviderSettings", "Settings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,3 +75,37 @@ class Settings:
     def __post_init__(self) -> None:
         if taken := self.custom_types & BUILT_IN_TYPES:
             raise LocalProtocolError(f"message types {sorted(taken)} are y-protocols' own")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderSettings:
+    """What can be set about a provider. Times are in seconds."""
+
+    connect_timeout: float = 10.0
+    """How long it may take to open a connection."""
+
+    backoff_first: float = 0.2
+    """How long to wait at most before the first attempt to come back; twice as long before each
+    one after it. The wait is any time up to that: else all who lost a server come back at once."""
+
+    backoff_most: float = 15.0
+    """The longest of these waits: how long one does without a server that is back."""
+
+    stable_after: float = 5.0
+    """How long a connection must have been synced for the next wait to be short again. That it was
+    open says nothing (a server may accept and then refuse), nor that it was synced for a moment: it
+    may close only when it sees our edits, and would each time."""
+
+    ping_interval: float = 15.0
+    """A server from which nothing came for so long is sent a WebSocket ping."""
+
+    silence_timeout: float = 30.0
+    """A server from which nothing came for so long, pongs included, is given up as dead."""
+
+    ask_interval: float = 1.0
+    """How often the server is asked for the sake of `flush`, in the long run. ycore's closes the
+    connection of who asks more often for long (`Settings.answer_interval`)."""
+
+    def __post_init__(self) -> None:
+        if self.silence_timeout <= self.ping_interval:
+            raise LocalProtocolError("a ping must have time to be answered before the silence ends")

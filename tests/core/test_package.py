@@ -28,6 +28,7 @@ PUBLIC = {
         "RemoteProtocolError",
     ),
     *("Frame", "Room", "Send", "Settings", "State", "StructStore", "Unload", "UpdateLimits"),
+    *("Document", "Provider", "ProviderSettings"),
     *("check_update", "diff_update", "encode_state_vector_from_update", "merge_updates"),
 }
 
@@ -36,7 +37,7 @@ import sys
 before = set(sys.modules)
 import ycore
 import ycore.lib0, ycore.messages, ycore.updates, ycore.awareness, ycore.room, ycore.hub
-import ycore.doc
+import ycore.doc, ycore.provider
 print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
 

@@ -664,7 +664,7 @@ def test_a_stalled_member_is_sent_nothing_until_it_is_brought_level(
     assert plain(room.resume(slow["slow"])) == [
         (
             "send",
-            ("step2", update({(1, 1): [item(text("bc"), origin=(1, 0))]})),
+            ("update", update({(1, 1): [item(text("bc"), origin=(1, 0))]})),
             [slow["slow"]],
         ),
         ("send", ("awareness", (7, 3, '"x"'), (8, 2, None)), [slow["slow"]]),
