@@ -56,7 +56,6 @@ from .settings import ProviderSettings
 from .updates import check_update, decode_state_vector
 
 __all__ = [
-    "AwarenessChanged",
     "CloseConnection",
     "Denied",
     "Document",
@@ -66,6 +65,7 @@ __all__ = [
     "GaveUp",
     "Lost",
     "OpenConnection",
+    "PresenceChanged",
     "Provider",
     "SendFrame",
     "SendPing",
@@ -80,7 +80,7 @@ class Document(Protocol):
 
     @property
     def client_id(self) -> int:
-        """Whose edits its own are. The awareness id, too."""
+        """Whose edits its own are. Awareness begins with the same id."""
 
     def encode_state_vector(self) -> bytes: ...
 
@@ -190,7 +190,7 @@ class Flushed:
 
 
 @dataclass(frozen=True, slots=True)
-class AwarenessChanged:
+class PresenceChanged:
     """Somebody's state changed, perhaps our own: the ids of who came, changed, went."""
 
     added: tuple[int, ...]
@@ -198,7 +198,7 @@ class AwarenessChanged:
     removed: tuple[int, ...]
 
 
-Event: TypeAlias = StatusChanged | Lost | GaveUp | Denied | Flushed | AwarenessChanged
+Event: TypeAlias = StatusChanged | Lost | GaveUp | Denied | Flushed | PresenceChanged
 """What is for the application to know."""
 
 Effect: TypeAlias = OpenConnection | SendFrame | SendPing | CloseConnection | Event
@@ -293,7 +293,9 @@ class Provider:
         self.doc = doc
         self.settings = settings or ProviderSettings()
         self.status = Status.DISCONNECTED
-        self.awareness = Awareness(doc.client_id)
+        self.client_id = doc.client_id
+        """Our awareness id. It stays, should the document take another for its edits."""
+        self.awareness = Awareness(self.client_id)
         """Read it; change it by `set_state`."""
         self.denied: str | None = None
         """What the server said when it last refused something on this connection."""
@@ -452,7 +454,7 @@ class Provider:
             self.denied = content.reason
             effects.append(Denied(content.reason))
         elif isinstance(content, QueryAwareness):
-            effects += self._tell(self.awareness.entries([self.doc.client_id]))
+            effects += self._tell(self.awareness.entries([self.client_id]))
         # What else there is, is for applications, and none has asked for it.
 
     def _answer(self, state_vector: bytes, now: float, effects: list[Effect]) -> None:
@@ -511,7 +513,7 @@ class Provider:
         elif self._behind:
             effects.append(SendFrame(Update(self.doc.encode(known)).encode()))
         self._behind = False
-        effects += self._tell(self.awareness.entries([self.doc.client_id]))
+        effects += self._tell(self.awareness.entries([self.client_id]))
         self._ask_if_due(now, effects)
         return effects
 
@@ -562,7 +564,7 @@ class Provider:
     def peers(self) -> dict[int, Any]:
         """`states` of the others."""
         states = self.states
-        states.pop(self.doc.client_id, None)
+        states.pop(self.client_id, None)
         return states
 
     def set_state(self, state: Any, *, now: float) -> list[Effect]:
@@ -593,16 +595,12 @@ class Provider:
         # If the server took us for gone, `apply` has counted up: it has to know. If it told what we
         # show, with a higher clock (see `Room._teach`), it knows.
         effects += self._tell(
-            [
-                entry
-                for entry in changed
-                if entry.client == self.doc.client_id and entry not in entries
-            ]
+            [entry for entry in changed if entry.client == self.client_id and entry not in entries]
         )
 
     def _own(self) -> list[AwarenessEntry]:
         """What we show, if anything."""
-        entries = self.awareness.entries([self.doc.client_id])
+        entries = self.awareness.entries([self.client_id])
         return [entry for entry in entries if entry.state is not None]
 
     def _tell(self, entries: list[AwarenessEntry]) -> list[Effect]:
@@ -627,7 +625,7 @@ class Provider:
             elif before[client] != state:
                 updated.append(client)
         if added or updated or removed:
-            effects.append(AwarenessChanged(tuple(added), tuple(updated), tuple(removed)))
+            effects.append(PresenceChanged(tuple(added), tuple(updated), tuple(removed)))
 
     # -- time
 
@@ -649,7 +647,7 @@ class Provider:
         settings = self.settings
         effects: list[Effect] = []
         changed = self.awareness.handle_timeout(now)
-        renewed = [entry for entry in changed if entry.client == self.doc.client_id]
+        renewed = [entry for entry in changed if entry.client == self.client_id]
         effects += self._tell(renewed)
         self._tell_application({}, [entry for entry in changed if entry not in renewed], effects)
         if self.status is Status.WAITING and now >= self._retry_at:

@@ -315,7 +315,7 @@ class Client:
 
     def observe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Have `callback(event)` called for each event (see `ycore.provider`), such as
-        `AwarenessChanged` or `Lost`. Returns what ends that. It must not raise: that would end the
+        `PresenceChanged` or `Lost`. Returns what ends that. It must not raise: that would end the
         client."""
         key = object()
         self._observers[key] = callback

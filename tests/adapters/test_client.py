@@ -18,7 +18,6 @@ import pytest
 import trustme
 from anyio.abc import SocketAttribute, SocketStream
 from scripted import ScriptedStore
-from storedoc import StoreDoc
 from ycore_adapters import client as client_module
 from ycore_adapters.client import (
     Client,
@@ -33,12 +32,18 @@ from ycore_adapters.server import Server, ServerSettings, listen_tcp, listen_uni
 from ycore_adapters.stores import MemoryStore, Store
 
 from ycore import LocalProtocolError, ProviderSettings
+from ycore.doc import Doc
 from ycore.provider import Event, Lost, Status
 
 pytestmark = pytest.mark.anyio
 
 QUICK = ProviderSettings(backoff_first=0.001, backoff_most=0.01)
 """Comes back at once."""
+
+
+class Typist(Doc):
+    def type(self, letters: str = "x") -> None:
+        self.get_text("text").append(letters)
 
 
 @asynccontextmanager
@@ -85,7 +90,7 @@ async def until(client: Client, holds: Callable[[], bool]) -> None:
         await client._changed.wait()
 
 
-async def level(docs: Sequence[StoreDoc]) -> None:
+async def level(docs: Sequence[Typist]) -> None:
     """Wait until all have the same."""
     changed = anyio.Event()
 
@@ -105,7 +110,7 @@ async def level(docs: Sequence[StoreDoc]) -> None:
 
 async def test_two_edit_together() -> None:
     async with serving() as (url, server):
-        a, b = StoreDoc(1), StoreDoc(2)
+        a, b = Typist(1), Typist(2)
         a.type("before")
         async with (
             connect(url, a, room="a b/ü?") as one,
@@ -122,10 +127,10 @@ async def test_two_edit_together() -> None:
 
 
 async def test_who_is_here() -> None:
-    async with serving() as (url, _), connect(url, StoreDoc(1), room="r") as one:
+    async with serving() as (url, _), connect(url, Typist(1), room="r") as one:
         one.state = {"user": {"name": "Ada"}}
         events: list[Event] = []
-        async with connect(url, StoreDoc(2), room="r") as two:
+        async with connect(url, Typist(2), room="r") as two:
             end = two.observe(events.append)
             await until(two, lambda: bool(two.peers))
             assert two.peers == {1: {"user": {"name": "Ada"}}}
@@ -148,19 +153,19 @@ async def test_who_is_here() -> None:
 
 async def test_over_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    async with serving(unix=path), connect("ws://localhost/r", StoreDoc(1), unix_socket=path) as c:
+    async with serving(unix=path), connect("ws://localhost/r", Typist(1), unix_socket=path) as c:
         await c.synced()
 
 
 async def test_the_last_edits_are_stored_when_the_client_is_left() -> None:
     store = MemoryStore()
-    doc = StoreDoc(1)
+    doc = Typist(1)
     async with serving(store) as (url, server):
         async with connect(url, doc, room="r") as client:
             await client.synced()
             doc.type("last words")
         assert server.driver.hub.rooms["r"].store.encode() == doc.encode()
-        with pytest.raises(KeyError, match="mine"):  # noqa: PT012
+        with pytest.raises(KeyError, match="mine"):
             async with connect(url, doc, room="r") as client:
                 await client.synced()
                 doc.type("and more")
@@ -191,7 +196,7 @@ async def test_headers_params_and_subprotocols_reach_the_server() -> None:
         serving(hooks=Hooks(authorize=authorize)) as (url, _),
         connect(
             f"{url}/?a=b",
-            StoreDoc(1),
+            Typist(1),
             room="r",
             headers={"Authorization": "Bearer x"},
             params={"tok": "ü &"},
@@ -210,7 +215,7 @@ async def test_headers_params_and_subprotocols_reach_the_server() -> None:
 )
 async def test_what_is_no_url_of_a_websocket(url: str) -> None:
     with pytest.raises(ValueError, match=r"URL|[Pp]ort"):
-        async with connect(url, StoreDoc(1)):
+        async with connect(url, Typist(1)):
             pass
 
 
@@ -224,7 +229,7 @@ async def test_a_server_that_refuses() -> None:
         raise Refused("not you")
 
     async with serving(hooks=Hooks(authorize=authorize)) as (url, _):
-        async with connect(url, StoreDoc(1), room="r") as client:
+        async with connect(url, Typist(1), room="r") as client:
             with pytest.raises(GaveUpError, match="not you") as error:
                 await client.synced()
             assert error.value.code == 4403
@@ -232,7 +237,7 @@ async def test_a_server_that_refuses() -> None:
                 with pytest.raises(GaveUpError, match="not you"):
                     await wait()
             assert client.status is Status.GAVE_UP
-        doc = StoreDoc(1)
+        doc = Typist(1)
         async with connect(url, doc, room="r", params={"tok": "read"}) as client:
             await client.synced()
             await client.flush()
@@ -247,7 +252,7 @@ async def test_an_answer_of_http_that_is_final(status: int) -> None:
         head = f"HTTP/1.1 {status} Whatever\r\nContent-Length: 0\r\n"
         await stream.send(f"{head}Location: /login\r\n\r\n".encode())
 
-    async with answering(refuse) as url, connect(url, StoreDoc(1)) as client:
+    async with answering(refuse) as url, connect(url, Typist(1)) as client:
         with pytest.raises(GaveUpError, match=f"answered {status} .* to /login") as error:
             await client.synced()
         assert error.value.code == status
@@ -268,7 +273,7 @@ async def test_an_answer_of_http_that_is_not(status: int, header: str, least: in
         await stream.send(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n{header}\r\n".encode())
 
     events: list[Event] = []
-    async with answering(refuse) as url, connect(url, StoreDoc(1), settings=QUICK) as client:
+    async with answering(refuse) as url, connect(url, Typist(1), settings=QUICK) as client:
         client.observe(events.append)
         await until(client, lambda: any(isinstance(event, Lost) for event in events))
         lost = next(event for event in events if isinstance(event, Lost))
@@ -289,7 +294,7 @@ async def test_an_answer_that_is_none(answer: bytes, code: int) -> None:
         await stream.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" * (code == 1002) + answer)
 
     events: list[Event] = []
-    async with answering(reply) as url, connect(url, StoreDoc(1), settings=QUICK) as client:
+    async with answering(reply) as url, connect(url, Typist(1), settings=QUICK) as client:
         client.observe(events.append)
         await until(client, lambda: sum(isinstance(event, Lost) for event in events) > 2)
         assert {event.code for event in events if isinstance(event, Lost)} == {code}
@@ -301,7 +306,7 @@ async def test_nobody_listens_and_then_somebody_does() -> None:
     listeners[0].close()
     events: list[Event] = []
     with anyio.fail_after(20):
-        doc = StoreDoc(1)
+        doc = Typist(1)
         async with connect(f"ws://127.0.0.1:{port}/r", doc, settings=QUICK) as client:
             client.observe(events.append)
             await until(client, lambda: any(isinstance(event, Lost) for event in events))
@@ -321,11 +326,11 @@ async def test_nobody_listens_and_then_somebody_does() -> None:
 
 async def test_a_message_that_is_too_long_is_final() -> None:
     async with serving() as (url, _):
-        doc = StoreDoc(1)
+        doc = Typist(1)
         doc.type("x" * 10_000)
         async with connect(url, doc, room="r") as one:
             await one.flush()
-            async with connect(url, StoreDoc(2), room="r", max_message_bytes=5000) as two:
+            async with connect(url, Typist(2), room="r", max_message_bytes=5000) as two:
                 with pytest.raises(GaveUpError, match="more than 5000 bytes") as error:
                     await two.synced()
                 assert error.value.code == 1009
@@ -337,7 +342,7 @@ async def test_a_message_that_is_too_long_is_final() -> None:
 async def test_flush_waits_for_the_store() -> None:
     store = ScriptedStore()
     async with serving(store) as (url, _):
-        doc = StoreDoc(1)
+        doc = Typist(1)
         async with connect(url, doc, room="r") as client:
             await client.synced()
             store.hold("append")
@@ -405,7 +410,7 @@ async def test_tls() -> None:
     ours = ssl.create_default_context()
     authority.configure_trust(ours)
     async with serving() as (url, _), tls_before(url, theirs) as port:
-        doc = StoreDoc(1)
+        doc = Typist(1)
         async with connect(f"wss://localhost:{port}/r", doc, ssl_context=ours) as client:
             doc.type("x" * 300_000)
             await client.flush()
@@ -420,7 +425,7 @@ async def test_tls() -> None:
 
 async def test_a_slow_socket_gets_what_edits_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "_OUTBOX_BYTES", 1000)
-    a, b = StoreDoc(1), StoreDoc(2)
+    a, b = Typist(1), Typist(2)
     async with (
         serving() as (url, _),
         connect(url, a, room="r") as one,
@@ -469,7 +474,7 @@ async def proxied(url: str) -> AsyncIterator[tuple[str, Proxy]]:
 async def test_a_hundred_cuts() -> None:
     """Edits go on all the time; connections break anywhere, also while they are being made."""
     chance = random.Random(1)
-    docs = [StoreDoc(1), StoreDoc(2)]
+    docs = [Typist(1), Typist(2)]
     async with (
         serving() as (direct, server),
         proxied(direct) as (url, proxy),
@@ -514,10 +519,10 @@ async def test_a_dead_server_is_found_out_by_pings() -> None:
         connect_timeout=0.05, backoff_first=0.001, ping_interval=0.02, silence_timeout=0.05
     )
     events: list[Event] = []
-    async with answering(say_nothing) as url, connect(url, StoreDoc(1), settings=settings) as c:
+    async with answering(say_nothing) as url, connect(url, Typist(1), settings=settings) as c:
         c.observe(events.append)
         await until(c, lambda: sum(isinstance(event, Lost) for event in events) > 1)
-    async with serving() as (url, _), connect(url, StoreDoc(1), room="r", settings=settings) as c:
+    async with serving() as (url, _), connect(url, Typist(1), room="r", settings=settings) as c:
         await c.synced()
         lost = []
         c.observe(lambda event: lost.append(event) if isinstance(event, Lost) else None)
@@ -531,8 +536,8 @@ async def test_an_observer_that_raises_ends_the_client() -> None:
         raise KeyError("a bug")
 
     async with serving() as (url, _):
-        with pytest.raises(ExceptionGroup) as error:  # noqa: PT012
-            async with connect(url, StoreDoc(1), room="r") as client:
+        with pytest.raises(ExceptionGroup) as error:
+            async with connect(url, Typist(1), room="r") as client:
                 client.observe(fail)
                 await anyio.sleep_forever()
         assert error.group_contains(KeyError)

@@ -37,7 +37,6 @@ from ycore.messages import (
     decode,
 )
 from ycore.provider import (
-    AwarenessChanged,
     CloseConnection,
     Denied,
     Effect,
@@ -45,6 +44,7 @@ from ycore.provider import (
     GaveUp,
     Lost,
     OpenConnection,
+    PresenceChanged,
     SendFrame,
     SendPing,
     Status,
@@ -150,7 +150,7 @@ def test_several_messages_in_a_frame() -> None:
     assert plain(provider.receive(frame, now=0)) == [
         ("step2", EMPTY),
         Status.SYNCED,
-        AwarenessChanged((7,), (), ()),
+        PresenceChanged((7,), (), ()),
     ]
 
 
@@ -313,7 +313,7 @@ def test_disconnect() -> None:
         ("awareness", (5, 2, None)),
         ("close", 1000),
         Status.DISCONNECTED,
-        AwarenessChanged((), (), (7,)),
+        PresenceChanged((), (), (7,)),
     ]
     assert provider.state == {"name": "x"}
     assert provider.receive(edit(A), now=1) == []
@@ -473,7 +473,7 @@ def test_a_full_outbox_gets_one_update_when_it_is_empty() -> None:
     provider.stall()  # is so already
     for _ in range(3):
         assert typing(provider) == []
-    assert plain(provider.set_state(2, now=0)) == [AwarenessChanged((), (5,), ())]
+    assert plain(provider.set_state(2, now=0)) == [PresenceChanged((), (5,), ())]
     number, effects = provider.flush(now=0)
     assert effects == []
     assert provider.receive(QueryAwareness().encode(), now=0) == []
@@ -511,7 +511,7 @@ def test_our_state() -> None:
     provider = make()
     assert provider.state is None
     assert plain(provider.set_state(None, now=0)) == []
-    assert plain(provider.set_state({"name": "Ada"}, now=0)) == [AwarenessChanged((5,), (), ())]
+    assert plain(provider.set_state({"name": "Ada"}, now=0)) == [PresenceChanged((5,), (), ())]
     provider.connect(now=0)
     # Its clock is not 0, which clients would ignore, and higher than one they may have seen.
     assert plain(provider.connected(now=0))[1:] == [
@@ -520,7 +520,7 @@ def test_our_state() -> None:
     ]
     assert plain(provider.set_state([1, None], now=0)) == [
         ("awareness", (5, 3, "[1, null]")),
-        AwarenessChanged((), (5,), ()),
+        PresenceChanged((), (5,), ()),
     ]
     assert provider.state == [1, None]
     assert plain(provider.set_state([1, None], now=0)) == [("awareness", (5, 4, "[1, null]"))]
@@ -529,7 +529,7 @@ def test_our_state() -> None:
     ]
     assert plain(provider.set_state(None, now=0)) == [
         ("awareness", (5, 5, None)),
-        AwarenessChanged((), (), (5,)),
+        PresenceChanged((), (), (5,)),
     ]
     assert plain(provider.disconnect(now=0)) == [("close", 1000), Status.DISCONNECTED]
 
@@ -557,21 +557,21 @@ def test_who_is_here() -> None:
     provider.set_state("me", now=0)
     seven = '{"name": "Béla", "big": ' + "9" * 5000 + "}"
     effects = provider.receive(show((7, 1, seven), (8, 1, '"c"')), now=0)
-    assert effects == [AwarenessChanged((7, 8), (), ())]
+    assert effects == [PresenceChanged((7, 8), (), ())]
     assert provider.peers == {7: {"name": "Béla", "big": float("inf")}, 8: "c"}
     assert provider.states == {5: "me", **provider.peers}
     effects = provider.receive(show((7, 2, seven), (8, 2, "12")), now=1)
-    assert effects == [AwarenessChanged((), (8,), ())]  # 7 was only renewed
+    assert effects == [PresenceChanged((), (8,), ())]  # 7 was only renewed
     assert provider.peers[8] == 12
-    assert provider.receive(show((8, 2, None)), now=1) == [AwarenessChanged((), (), (8,))]
+    assert provider.receive(show((8, 2, None)), now=1) == [PresenceChanged((), (), (8,))]
     assert provider.receive(show((8, 2, None)), now=1) == []
     effects = provider.connection_lost(1006, "", now=2)
-    assert effects[-1] == AwarenessChanged((), (), (7,))
+    assert effects[-1] == PresenceChanged((), (), (7,))
     assert provider.states == {5: "me"}
     # The next connection counts from the start: the server repeats what it knows.
     provider.connect(now=3)
     provider.connected(now=3)
-    assert provider.receive(show((7, 2, "7")), now=3) == [AwarenessChanged((7,), (), ())]
+    assert provider.receive(show((7, 2, "7")), now=3) == [PresenceChanged((7,), (), ())]
 
 
 def test_states_are_renewed_and_expire() -> None:
@@ -582,7 +582,7 @@ def test_states_are_renewed_and_expire() -> None:
     assert plain(provider.handle_timeout(now=1 + RENEW_AFTER)) == [("awareness", (5, 2, '"me"'))]
     provider.handle_timeout(now=1 + 2 * RENEW_AFTER)
     assert provider.next_timeout() == 2 + OUTDATED_AFTER
-    assert provider.handle_timeout(now=2 + OUTDATED_AFTER) == [AwarenessChanged((), (), (7,))]
+    assert provider.handle_timeout(now=2 + OUTDATED_AFTER) == [PresenceChanged((), (), (7,))]
 
 
 def test_what_the_server_says_of_us() -> None:
@@ -820,7 +820,7 @@ class World(RuleBasedStateMachine):
             assert line.doc.encode() == self.room.store.encode()
             assert not line.flushed
             shown = {
-                other.doc.client_id: other.provider.state
+                other.provider.client_id: other.provider.state
                 for other in self.lines
                 if other.provider.state is not None
             }
