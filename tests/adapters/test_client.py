@@ -17,6 +17,7 @@ import anyio.streams.tls
 import pytest
 import trustme
 from anyio.abc import SocketAttribute, SocketStream
+from proxy import proxied, pump
 from scripted import ScriptedStore
 from ycore_adapters import client as client_module
 from ycore_adapters.client import (
@@ -388,21 +389,6 @@ async def tls_before(url: str, context: ssl.SSLContext) -> AsyncIterator[int]:
         tasks.cancel_scope.cancel()
 
 
-async def pump(a: Any, b: Any) -> None:
-    """Pass bytes both ways, until one side ends."""
-    async with anyio.create_task_group() as tasks:
-
-        async def one_way(source: Any, target: Any) -> None:
-            try:
-                while True:
-                    await target.send(await source.receive())
-            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                tasks.cancel_scope.cancel()
-
-        tasks.start_soon(one_way, a, b)
-        tasks.start_soon(one_way, b, a)
-
-
 async def test_tls() -> None:
     authority = trustme.CA()
     theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -439,36 +425,6 @@ async def test_a_slow_socket_gets_what_edits_come_to(monkeypatch: pytest.MonkeyP
         assert one._connection._waiting < 3000
         await one.flush()
         await level([a, b])
-
-
-class Proxy:
-    """Passes bytes on to a server, and cuts connections when told to."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self.scopes: list[anyio.CancelScope] = []
-
-    async def serve(self, stream: SocketStream) -> None:
-        with anyio.CancelScope() as scope:
-            self.scopes.append(scope)
-            async with stream, await anyio.connect_tcp("127.0.0.1", self._port) as upstream:
-                await pump(stream, upstream)
-
-    def cut(self) -> None:
-        for scope in self.scopes:
-            scope.cancel()
-        self.scopes.clear()
-
-
-@asynccontextmanager
-async def proxied(url: str) -> AsyncIterator[tuple[str, Proxy]]:
-    proxy = Proxy(int(url.rpartition(":")[2]))
-    async with anyio.create_task_group() as tasks:
-        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-        tasks.start_soon(listener.serve, proxy.serve)
-        yield f"ws://127.0.0.1:{listener.extra(SocketAttribute.local_port)}", proxy
-        tasks.cancel_scope.cancel()
-    await listener.aclose()
 
 
 async def test_a_hundred_cuts() -> None:

@@ -178,7 +178,7 @@ const CONDITIONS = {
   present: (client, names) => names.every(name => client.sees(name)),
   absent: (client, names) => !names.some(name => client.sees(name)),
   states: (client, states) => Object.entries(states).every(
-    ([id, state]) => isDeepStrictEqual(client.awareness.getStates().get(Number(id)), state)
+    ([id, state]) => isDeepStrictEqual(client.awareness.getStates().get(Number(id)) ?? null, state)
   ),
   closes: (client, count) => client.closes.length >= count,
   opens: (client, count) => client.opens >= count,
