@@ -1,5 +1,6 @@
 # Follow a document live: print its text whenever it changes, and who is here.
-# python examples/follow.py ws://127.0.0.1:1234/my-room codemirror
+# Run it: pip install '.[client]' && python examples/follow.py ws://127.0.0.1:1234/my-room
+# A second argument names another text of the document than "text".
 import sys
 
 import anyio
@@ -16,21 +17,22 @@ async def follow(url: str, name: str) -> None:
 
         def on_event(event: Event) -> None:
             if isinstance(event, PresenceChanged):
-                print("here:", *client.peers.values())
+                print("here:", *client.peers.values(), flush=True)
             elif isinstance(event, Lost):
-                print(f"lost: {event.reason}; again in {event.retry_in:.1f} s")
+                print(f"lost: {event.reason}; again in {event.retry_in:.1f} s", flush=True)
 
         client.observe(on_event)
         client.state = {"user": {"name": "follow.py"}}
         await client.synced()
-        print(text)
-        text.observe(lambda event: print(f"----\n{text}"))
+        print(text, flush=True)
+        text.observe(lambda event: print(f"----\n{text}", flush=True))
         await client.disconnected()
 
 
-try:
-    anyio.run(follow, sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "text")
-except GaveUpError as exc:
-    sys.exit(f"the server refuses: {exc}")
-except KeyboardInterrupt:
-    pass
+if __name__ == "__main__":
+    try:
+        anyio.run(follow, sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "text")
+    except GaveUpError as exc:
+        sys.exit(f"the server refuses: {exc}")
+    except KeyboardInterrupt:
+        pass

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from clients import DEADLINE, Clients, Process
+from clients import DEADLINE, Clients, Process, Server
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"
@@ -25,13 +25,13 @@ EXAMPLES = ROOT / "examples"
 class Example:
     """A running example, on a port of its own."""
 
-    def __init__(self, name: str, cwd: Path) -> None:
+    def __init__(self, name: str, cwd: Path, *arguments: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         source = (EXAMPLES / name).read_text().replace("1234", str(port))
         self.url = f"ws://127.0.0.1:{port}"
-        self.process = Process(sys.executable, "-c", source, cwd=cwd)
+        self.process = Process(sys.executable, "-c", source, *arguments, cwd=cwd)
         self.output: list[str] = []
 
     def get(self, path: str, **headers: str) -> tuple[str, SimpleCookie]:
@@ -64,7 +64,7 @@ class Example:
         assert not re.search("Traceback|Exception|Error|Warning", text), text
 
 
-Run: TypeAlias = Callable[[str], Example]
+Run: TypeAlias = Callable[..., Example]
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def run(tmp_path: Path) -> Iterator[Run]:
     """Run an example. What it keeps in its folder stays there for the next."""
     running: list[Example] = []
 
-    def run(name: str) -> Example:
-        running.append(Example(name, tmp_path))
+    def run(name: str, *arguments: str) -> Example:
+        running.append(Example(name, tmp_path, *arguments))
         return running[-1]
 
     yield run
@@ -185,12 +185,45 @@ def test_a_notebook_whose_cells_run_on_the_server(clients: Clients, run: Run) ->
     a.evaluate(f"{cell}.set('state', 'run')")
     b.wait(holds=f"{cell}.get('outputs').toJSON()[0]?.words === 4")
     a.evaluate("doc.getArray('cells').insert(0, ['no cell', new Y.Map([['state', 'run']])])")
-    b.wait(holds=f"{cell.replace('0', '1')}.get('outputs')?.toJSON()[0]?.words === 1")
+    b.wait(holds=f"{cell.replace('0', '1')}?.get('outputs')?.toJSON()[0]?.words === 1")
     example.end(signal.SIGTERM)
 
     again = run("notebook.py")
     late = clients.client(again.url, "notebook")
     late.wait(holds="doc.getArray('cells').length === 3")
+
+
+def test_a_bot_edits_along(clients: Clients, run: Run, server: Server, room: str) -> None:
+    a = clients.client(server.url, room)
+    a.insert(0, "so :smile: 😀 :tada:")
+    bot = run("bot.py", f"{server.url}/{room}")
+    a.wait(text="so 😄 😀 🎉")
+    bot.line("editing along")
+    a.insert(2, " :heart::he")
+    a.wait(text="so 💜:he 😄 😀 🎉")
+    a.insert(8, "art:")
+    a.wait(text="so 💜💜 😄 😀 🎉")
+    [state] = [state for client, state in a.states().items() if client != a.id]
+    assert state["user"]["name"] == "Emoji bot"
+    bot.end(signal.SIGINT)
+    while a.states():  # until its goodbye is here
+        pass
+
+
+def test_a_document_is_followed(clients: Clients, run: Run, server: Server, room: str) -> None:
+    a = clients.client(server.url, room, awareness={"user": "Ada"})
+    a.insert(0, "hello")
+    a.wait(synced=True)
+    follower = run("follow.py", f"{server.url}/{room}")
+    follower.line("here: {'user': 'Ada'}")
+    follower.line("^hello$")
+    a.insert(5, " world")
+    follower.line("^hello world$")
+    a.disconnect()
+    follower.line("^here:$")
+    follower.end(signal.SIGINT)
+    refused = run("follow.py", f"{server.url}")
+    refused.line("the server refuses: 404")
 
 
 def test_the_readme_shows_the_core_in_a_framework_of_your_own() -> None:

@@ -1,0 +1,40 @@
+# A bot that edits along: it writes 😄 where somebody types :smile:, as one more client of the room.
+# Run it: pip install '.[client]' && python examples/bot.py ws://127.0.0.1:1234/my-room
+# (a server: ycore serve; an editor: the README's)
+import sys
+
+import anyio
+from ycore_adapters.client import GaveUpError, connect
+
+from ycore.doc import Doc, Event
+
+EMOJI = {":smile:": "😄", ":tada:": "🎉", ":heart:": "💜"}
+
+
+async def edit_along(url: str) -> None:
+    doc = Doc()
+    text = doc.get_text("text")
+
+    def replace(event: Event | None = None) -> None:
+        for code, emoji in EMOJI.items():
+            while (at := str(text).find(code)) >= 0:
+                with doc.transaction():  # the others see it happen at once
+                    text.delete(at, len(code))
+                    text.insert(at, emoji)
+
+    async with connect(url, doc) as client:
+        client.state = {"user": {"name": "Emoji bot", "color": "#ffbc42"}}
+        await client.synced()
+        replace()
+        text.observe(replace)
+        print("editing along", flush=True)
+        await client.disconnected()  # that is, until it is stopped, or refused
+
+
+if __name__ == "__main__":
+    try:
+        anyio.run(edit_along, sys.argv[1])
+    except GaveUpError as exc:
+        sys.exit(f"the server refuses: {exc}")
+    except KeyboardInterrupt:
+        pass
