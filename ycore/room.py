@@ -228,6 +228,8 @@ class _Stalled:
     """The document's state vector then."""
     clients: list[int]
     """Whose awareness states there were."""
+    denied: str | None = None
+    """Why edits were refused meanwhile."""
     asked: bool = False
     """Whether it has sent a SyncStep1 since, or still waits for the answer to one."""
 
@@ -486,6 +488,8 @@ class Room:
         stalled = self._stalled.pop(member)
         self._audience_changed()
         effects: list[Effect] = []
+        if stalled.denied is not None:
+            effects.append(Send(PermissionDenied(stalled.denied).encode(), (member,)))
         if member.synced:
             diff = self.store.diff(stalled.clocks)
             # A SyncStep2 is an answer and nothing else: who asked takes it for one, which says that
@@ -587,9 +591,11 @@ class Room:
             # The answer to our SyncStep1 repeats what it knows; that is no edit.
             if not self.store.knows(update):
                 self.counters.refused_updates += 1
-                if member not in self._stalled:
-                    denied = PermissionDenied(f"{why}: the edit was refused")
-                    effects.append(Send(denied.encode(), (member,)))
+                reason = f"{why}: the edit was refused"
+                if member in self._stalled:
+                    self._stalled[member].denied = reason
+                else:
+                    effects.append(Send(PermissionDenied(reason).encode(), (member,)))
             return
         limit = self.settings.max_document_bytes
         if self.store.size > limit and not self.store.knows(update):

@@ -30,6 +30,13 @@ def block(*parts: str) -> str:
     return str(found)
 
 
+async def run(source: str, **names: Any) -> None:
+    """Run what has an `await` in it."""
+    scope: dict[str, Any] = {}
+    exec(f"async def body({', '.join(names)}):\n" + re.sub("^", "    ", source, flags=re.M), scope)
+    await scope["body"](**names)
+
+
 def world() -> bytes:
     doc = Doc(1)
     doc.get_text("text").insert(0, "world")
@@ -87,14 +94,22 @@ async def test_the_server_with_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tasks.cancel_scope.cancel()
 
 
+async def test_a_client(capsys: pytest.CaptureFixture[str]) -> None:
+    listeners = await server.listen_tcp("127.0.0.1", 0)
+    async with Driver(MemoryStore()) as driver, anyio.create_task_group() as tasks:
+        tasks.start_soon(server.Server(driver, listeners).serve)
+        doc = Doc()
+        port = listeners[0].getsockname()[1]
+        await run(block("await client.flush()").replace("1234", str(port)), doc=doc)
+        assert capsys.readouterr().out == "{}\n"
+        async with driver.document("my-room") as stored:
+            assert stored.to_json() == doc.to_json() == {"text": "!"}
+        tasks.cancel_scope.cancel()
+
+
 async def test_a_document_on_the_server() -> None:
     async with Driver(MemoryStore()) as driver:
-        source = "async def run(driver):\n" + re.sub(
-            "^", "    ", block("driver.document"), flags=re.M
-        )
-        names: dict[str, Any] = {}
-        exec(source, names)
-        await names["run"](driver)
+        await run(block("driver.document"), driver=driver)
         await settle()
         view = Doc.view(driver.hub.rooms["my-room"].store)
         assert view.to_json() == {"text": "\n-- the server"}

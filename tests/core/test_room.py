@@ -688,10 +688,13 @@ def test_a_stalled_member_may_go_on_writing_but_gets_no_answers(
     assert plain(room.resume(member))[0] == ("send", ("step2", EMPTY), [member])
 
 
-def test_a_read_only_member_that_is_stalled_gets_no_denial(room: Room) -> None:
+def test_a_read_only_member_that_is_stalled_is_denied_when_it_is_brought_level(room: Room) -> None:
     member = enter(room, read_only=True)
     room.stall(member, now=0)
-    assert room.receive(member, edit(A) + show((7, 1, "{}")), now=0) == []
+    assert room.receive(member, edit(A) + edit(B) + show((7, 1, "{}")), now=0) == []
+    assert plain(room.resume(member))[0] == ("send", ("denied",), [member])
+    room.stall(member, now=0)
+    assert ("send", ("denied",), [member]) not in plain(room.resume(member))
 
 
 def test_one_stalled_before_it_synced(room: Room) -> None:

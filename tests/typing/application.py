@@ -9,6 +9,7 @@ from typing import assert_type
 
 import anyio
 from ycore_adapters.asgi import ASGIApp, ASGISettings
+from ycore_adapters.client import Client, DeniedError, GaveUpError, connect
 from ycore_adapters.driver import Connection, DocumentClosed, Driver, DriverSettings
 from ycore_adapters.hooks import Access, Hooks, Refused, Request
 from ycore_adapters.server import Server, ServerSettings, listen_tcp, listen_unix
@@ -34,6 +35,7 @@ from ycore import (
     LocalProtocolError,
     Member,
     Persist,
+    Provider,
     RemoteProtocolError,
     Room,
     Send,
@@ -47,6 +49,8 @@ from ycore import (
     merge_updates,
 )
 from ycore.doc import Array, Change, Doc, Event, Map, Text, XmlElement, XmlFragment, XmlText
+from ycore.provider import Event as ProviderEvent
+from ycore.provider import Lost, PresenceChanged, SendFrame, Status
 
 # ---- the core
 
@@ -144,6 +148,42 @@ def edit(doc: Doc) -> None:
     other = Doc(client_id=7)
     other.apply(doc.encode(other.encode_state_vector()), origin="elsewhere")
     print(other.to_json(), Doc.view(StructStore()).roots)
+
+
+# ---- the client
+
+
+async def edit_along(url: str, doc: Doc) -> None:
+    def on_event(event: ProviderEvent) -> None:
+        match event:
+            case PresenceChanged(added=added):
+                assert_type(added, tuple[int, ...])
+            case Lost(reason=reason, retry_in=retry_in):
+                print(reason, retry_in + 1)
+            case _:
+                pass
+
+    try:
+        async with connect(url, doc, params={"token": "t"}, headers={"Origin": "x"}) as client:
+            assert_type(client, Client)
+            stop = client.observe(on_event)
+            client.state = {"user": {"name": "Ada"}}
+            await client.synced()
+            assert_type(client.status, Status)
+            edit(doc)
+            await client.flush()
+            for who in client.peers:
+                assert_type(who, int)
+            stop()
+    except (GaveUpError, DeniedError) as exc:
+        print(exc)
+
+
+def speak(provider: Provider, frame: bytes) -> list[bytes]:
+    effects = provider.connect(now=0.0)
+    effects += provider.connected(now=1.0)
+    effects += provider.receive(frame, now=1.0)
+    return [effect.frame for effect in effects if isinstance(effect, SendFrame)]
 
 
 # ---- the server
