@@ -10,9 +10,11 @@ import json
 from collections.abc import Iterator
 from enum import IntEnum
 from html import escape
+from math import isfinite
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from ..errors import LocalProtocolError
+from ..errors import LocalProtocolError, RemoteProtocolError
+from ..jsontext import check_json
 from ..lib0 import (
     UNDEFINED,
     Undefined,
@@ -47,8 +49,10 @@ from ..updates._grammar import (
 
 Id: TypeAlias = tuple[int, int]
 COUNTED: Final = frozenset({ANY, BINARY, DOC, EMBED, JSON, STRING, TYPE})
-MAX_DEPTH: Final = 200
+MAX_DEPTH: Final = 100
 """How deep types may be nested to be shown: Python's own recursion is bounded too."""
+_QUOTED: Final = MAX_DEPTH // 4
+"""As how much deeper it counts to be quoted in XML: each time, what is quoted may double."""
 _MAX_MERGED: Final = 1024
 """How long an item gets by joining it with what was typed behind it."""
 
@@ -63,6 +67,9 @@ class Kind(IntEnum):
     XML_FRAGMENT = 4
     XML_HOOK = 5
     XML_TEXT = 6
+
+
+_XML: Final = frozenset({Kind.XML_ELEMENT, Kind.XML_FRAGMENT, Kind.XML_TEXT})
 
 
 class Subdocument(NamedTuple):
@@ -516,13 +523,41 @@ def normal_json(value: Any) -> Any:
         LocalProtocolError: it can't be.
     """
     try:
-        return parse_json(_dump_json(value))
-    except (TypeError, ValueError, RecursionError) as exc:
+        text = _json(value)
+        check_json(text)
+        normal = parse_json(text)
+        _json(normal)  # or a number is too large
+    except (TypeError, ValueError, RecursionError, RemoteProtocolError) as exc:
         raise LocalProtocolError(f"not JSON: {exc}") from None
+    return normal
 
 
 def _dump_json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """A value that is in the document, as JSON which others read the same from."""
+    try:
+        return _json(value)
+    except ValueError:
+        return _json(_finite(value))
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # lone surrogates, which JavaScript escapes
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text
+
+
+def _finite(value: Any) -> Any:
+    """Infinity, which JavaScript and we read from a number that is too large, as such a number."""
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, float) and not isfinite(value):
+        return 10**309 if value > 0 else -(10**309)
+    return value
 
 
 def normal_text(text: str) -> str:
@@ -611,10 +646,10 @@ def to_json(value: Any, depth: int = 0) -> Any:
     if isinstance(value, bytes):
         return {"$bytes": value.hex()}
     if isinstance(value, list):
-        return [to_json(part, depth) for part in value]
+        return [to_json(part) for part in value]
     if isinstance(value, dict):
         parts = value.items()
-        return {k: to_json(part, depth) for k, part in parts if not isinstance(part, Undefined)}
+        return {k: to_json(part) for k, part in parts if not isinstance(part, Undefined)}
     if isinstance(value, Undefined) or (isinstance(value, float) and value - value != 0):
         return None  # as JSON.stringify has it
     return value
@@ -623,11 +658,16 @@ def to_json(value: Any, depth: int = 0) -> Any:
 def _word(value: Any, depth: int = 0) -> str:
     if isinstance(value, str):
         return value
-    return json.dumps(to_json(value, depth), ensure_ascii=False)
+    plain = to_json(value, depth + _QUOTED)
+    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
 
 
 def _xml_run(run: dict[str, Any], depth: int) -> str:
-    text = escape(_word(run["insert"], depth), quote=False)
+    insert = run["insert"]
+    if isinstance(insert, Node) and insert.guess() in _XML:
+        text = str(insert.to_json(insert.guess(), depth + 1))
+    else:
+        text = escape(_word(insert, depth), quote=False)
     for name, value in sorted(run.get("attributes", {}).items(), reverse=True):
         of = value.items() if isinstance(value, dict) else ()
         words = "".join(f' {key}="{escape(_word(word))}"' for key, word in sorted(of))
