@@ -16,7 +16,7 @@ Nothing in an update makes this fail: what belongs nowhere is taken for collecte
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -25,13 +25,13 @@ from os import urandom
 from typing import Any, TypeAlias
 
 from ..errors import LocalProtocolError
-from ..lib0 import write_var_uint
+from ..lib0 import MAX_SAFE_INTEGER, write_var_uint
 from ..steps import STEP, Steps, finish
 from ..updates import ParsedUpdate, StructStore, parse_update_steps, parts_of
 from ..updates._deletes import Range, coalesce, write_ranges
 from ..updates._grammar import DELETED, GC, TYPE
-from ._events import Call, Transaction, events_of
-from ._items import Id, Item, Kind, Node, facade_of, read_steps, write_struct
+from ._events import Call, Transaction, events_of, subscribe
+from ._items import Id, Item, Kind, Node, facade_of, normal_text, read_steps, write_struct
 from ._types import Array, Map, SharedType, Text, XmlElement, XmlFragment, XmlText
 
 Unsubscribe: TypeAlias = Callable[[], None]
@@ -73,6 +73,11 @@ class Doc:
         self._waits_for: dict[int, Id] = {}
         self._transaction: Transaction | None = None
         """The local one under way."""
+        self._incoming: Transaction | None = None
+        """The remote one under way."""
+        self._calls: deque[Call] = deque()
+        """Which observers are still to be told, and what."""
+        self._is_calling = False
         self._is_applying = False
         self._looked_at = 0
         """How many neighbours were looked at to find an item its place."""
@@ -168,18 +173,34 @@ class Doc:
         try:
             if not isinstance(update, ParsedUpdate):
                 update = yield from parse_update_steps(bytes(update))
-            for part in parts_of(update):
-                news = self.store.add(part)
-                if news is not None:
-                    yield from self._take_in(news, origin)
+            steps = self._apply_parts(update, origin)
+            try:
+                for _ in steps:
+                    yield
+            finally:
+                finish(steps)  # even if nobody wants to go on: the store has it already
         finally:
             self._is_applying = False
+
+    def _apply_parts(self, update: ParsedUpdate, origin: object) -> Steps[None]:
+        failed: Exception | None = None
+        for part in parts_of(update):
+            own = self.client_id
+            if any(s.client == own and s.ends[-1] > self._end(own) for s in part.sections):
+                self.client_id = _random_id()  # somebody else uses it
+            news = self.store.add(part)
+            if news is not None:
+                try:
+                    yield from self._take_in(news, origin)
+                except Exception as exc:  # of an observer
+                    failed = failed or exc
+        if failed is not None:
+            raise failed
 
     def observe_updates(self, callback: Callable[[bytes, object], None]) -> Unsubscribe:
         """Have each change handed on as an update, with its origin: None of edits made here, if
         their transaction named no other. Returns what ends that."""
-        self._update_observers.append(callback)
-        return lambda: self._update_observers.remove(callback)
+        return subscribe(self._update_observers, callback)
 
     @contextmanager
     def transaction(self, origin: object = None) -> Generator[None]:
@@ -196,6 +217,7 @@ class Doc:
             return
         if self._read_only:
             raise LocalProtocolError("this is a view, to be read only: see Driver.document")
+        self._tell_of_incoming()
         self._transaction = Transaction(self, origin, is_local=True)
         try:
             yield
@@ -237,6 +259,7 @@ class Doc:
     # -- for the shared types
 
     def _root(self, name: str, kind: Kind | None = None) -> Node:
+        name = name if kind is None else normal_text(name)
         node = self._roots.get(name)
         if node is None:
             node = self._roots[name] = Node(None, name)
@@ -266,11 +289,13 @@ class Doc:
         key: str | None = None,
     ) -> Item:
         """A new item of ours, between these two."""
-        if self.client_id in self._held:
-            self.client_id = _random_id()  # somebody else uses it
-        transaction = self._current
         client, clock = self.client_id, self._end(self.client_id)
-        transaction.starts.setdefault(client, clock)
+        if client in self._held or self.store.deleted(client, clock, MAX_SAFE_INTEGER):
+            # Somebody else uses it, or says that what comes next from it is deleted.
+            client = self.client_id = _random_id()
+            clock = self._end(client)
+        transaction = self._current
+        transaction.begin(client, clock)
         item = Item(kind, client, clock, length, content)
         item.parent, item.key = node, key
         item.left, item.right = left, right
@@ -319,25 +344,51 @@ class Doc:
 
     def _finish(self, transaction: Transaction, news: bytes | None) -> None:
         """Tell the observers, and tidy up. All are told, even if one raises."""
-        events = events_of(transaction)
-        for item in transaction.dropped:
-            item.kind, item.content = DELETED, None
+        events = self._events_of(transaction)
         self._merge(transaction)
-        failed: Exception | None = None
-        calls: list[Call] = []
         if news is not None:
-            calls += [(tell, (news, transaction.origin)) for tell in self._update_observers]
-        for tell, args in calls + events:
-            try:
-                tell(*args)
-            except Exception as exc:
-                failed = failed or exc
+            news_of = (news, transaction.origin)
+            self._calls.extend((tell, news_of) for tell in self._update_observers)
+        self._calls.extend(events)
+        failed = transaction.failed or self._call()
         if failed is not None:
             raise failed
 
+    def _events_of(self, transaction: Transaction) -> list[Call]:
+        events = events_of(transaction)
+        for item in transaction.dropped:
+            item.kind, item.content = DELETED, None
+        return events
+
+    def _tell_of_incoming(self) -> None:
+        """Before something is edited here while an update is taken in: tell what was taken in so
+        far, or the places in the edit's events would be wrong."""
+        incoming = self._incoming
+        if incoming is not None and incoming.changed:
+            self._calls.extend(self._events_of(incoming))
+            incoming.forget()
+            incoming.failed = self._call() or incoming.failed
+
+    def _call(self) -> Exception | None:
+        """Tell the observers, in order: what an observer edits, all are told after what they are
+        being told. Returns what was raised first."""
+        failed: Exception | None = None
+        if not self._is_calling:
+            self._is_calling = True
+            try:
+                while self._calls:
+                    tell, args = self._calls.popleft()
+                    try:
+                        tell(*args)
+                    except Exception as exc:
+                        failed = failed or exc
+            finally:
+                self._is_calling = False
+        return failed
+
     def _merge(self, transaction: Transaction) -> None:
         """Join what was typed one after the other: a document is read and cut much more often."""
-        for client, clock in transaction.starts.items():
+        for client, clock in transaction.began.items():
             items, starts = self._items[client], self._starts[client]
             first = max(bisect_left(starts, clock) - 1, 0)
             if len(items) - first < 2:
@@ -361,18 +412,17 @@ class Doc:
 
     def _take_in(self, update: bytes, origin: object) -> Steps[None]:
         """Put in its place what is new of an update, of which all is in the store."""
-        transaction = Transaction(self, origin, is_local=False)
+        transaction = self._incoming = Transaction(self, origin, is_local=False)
         news = yield from read_steps(update)
-        if self.client_id in news.structs:
-            self.client_id = _random_id()  # somebody else uses it
         for client, items in news.structs.items():
-            self._hold(client, items)
+            if items:  # not only Skips
+                self._hold(client, items)
         yield from self._integrate_held(sorted(news.structs), transaction)
         for client, ranges in news.deletes.items():
             yield from self._delete_ranges(
-                client, ranges, transaction.starts.get(client, self._end(client)), transaction
+                client, ranges, transaction.began.get(client, self._end(client)), transaction
             )
-        for client, start in transaction.starts.items():
+        for client, start in transaction.began.items():
             # What was deleted before it came.
             yield from self._delete_ranges(
                 client,
@@ -380,6 +430,7 @@ class Doc:
                 self._end(client),
                 transaction,
             )
+        self._incoming = None
         self._finish(transaction, update)
 
     def _hold(self, client: int, items: list[Item]) -> None:
@@ -412,7 +463,7 @@ class Doc:
                         self._waits_for[client] = missing
                         heappush(self._waiting[missing[0]], (missing[1], client))
                     break
-                transaction.starts.setdefault(client, end)
+                transaction.begin(client, end)
                 self._integrate(item, transaction)
                 done += 1
                 turn += 1 + self._looked_at
@@ -451,7 +502,11 @@ class Doc:
             return item
         assert isinstance(item.parent, Node)
         item.parent.marker = None
+        characters = item.count
         right = item.split(id_[1] - item.clock)
+        transaction = self._transaction or self._incoming
+        if item.count + right.count > characters and transaction is not None:
+            transaction.cuts.add(right.id)
         self._items[id_[0]].insert(index + 1, right)
         self._starts[id_[0]].insert(index + 1, right.clock)
         return right
@@ -487,7 +542,6 @@ class Doc:
                 item.right = item.left.right
             else:
                 item.right = self._first(item, node)
-            node.marker = None
             self._link(item, node, transaction)
 
     def _parent_of(self, item: Item) -> Node | None:
@@ -520,8 +574,10 @@ class Doc:
             node.map[item.key] = item
             if item.left is not None:
                 self._delete(item.left, transaction)
-        if item.key is None and not item.deleted:
-            node.count(item)
+        if item.key is None:
+            node.marker = None
+            if not item.deleted:
+                node.count(item)
         if item.kind == TYPE:
             item.content.item = item
             item.content.doc = self

@@ -6,9 +6,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable
-from functools import partial
-from itertools import takewhile
-from operator import is_not
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from ..updates._deletes import Range, coalesce
@@ -16,6 +13,7 @@ from ..updates._grammar import EMBED, FORMAT, STRING, TYPE
 from ._items import (
     COUNTED,
     MAX_DEPTH,
+    Id,
     Item,
     Kind,
     Node,
@@ -33,6 +31,20 @@ if TYPE_CHECKING:
 Call: TypeAlias = tuple[Callable[..., None], tuple[Any, ...]]
 
 
+def subscribe(observers: list[Any], callback: Any) -> Callable[[], None]:
+    """Returns what ends it, which may be called again."""
+    observers.append(callback)
+    is_over = False
+
+    def stop() -> None:
+        nonlocal is_over
+        if not is_over:
+            is_over = True
+            observers.remove(callback)
+
+    return stop
+
+
 class Transaction:
     """Changes that belong together, while they are made."""
 
@@ -41,12 +53,31 @@ class Transaction:
         self.origin = origin
         self.is_local = is_local
         self.starts: dict[int, int] = {}
-        """For each client from which clock on its items are new."""
+        """For each client from which clock on its items are new to the observers."""
+        self.began: dict[int, int] = {}
+        """And from which on they are new."""
+        self.failed: Exception | None = None
+        """What an observer raised that was told of a part of it."""
         self.deleted: defaultdict[int, list[Range]] = defaultdict(list)
         self.dropped: list[Item] = []
         """Deleted items whose content nobody needs once the observers are told."""
+        self.cuts: set[Id] = set()
+        """Ids of second halves of pairs of surrogates that were cut."""
         self.changed: defaultdict[Node, set[str | None]] = defaultdict(set)
         """In which types something changed: under these keys, None for what is in order."""
+
+    def begin(self, client: int, clock: int) -> None:
+        """Items of a client come, from this clock on if they are the first."""
+        self.starts.setdefault(client, clock)
+        self.began.setdefault(client, clock)
+
+    def forget(self) -> None:
+        """The observers know of all of this."""
+        self.starts.clear()
+        self.deleted.clear()
+        self.dropped.clear()
+        self.cuts.clear()
+        self.changed.clear()
 
     def adds(self, item: Item) -> bool:
         start = self.starts.get(item.client)
@@ -106,8 +137,9 @@ def events_of(transaction: Transaction) -> list[Call]:
         transaction.deleted[client] = coalesce(ranges)
     calls: list[Call] = []
     deep: defaultdict[Node, list[Event]] = defaultdict(list)
+    places: dict[Node, dict[Item, int]] = {}
     for node in observed:
-        event = _event(node, transaction)
+        event = _event(node, transaction, places)
         if event is None:
             continue
         calls += [(observer, (event,)) for observer in node.observers or ()]
@@ -134,9 +166,11 @@ def _is_under(node: Node, known: dict[Node | None, bool]) -> bool:
     return is_under
 
 
-def _event(node: Node, transaction: Transaction) -> Event | None:
+def _event(
+    node: Node, transaction: Transaction, places: dict[Node, dict[Item, int]]
+) -> Event | None:
     """None if nothing that anybody can see has changed."""
-    path = _path(node)
+    path = _path(node, places)
     target = facade_of(node)
     keys = transaction.changed[node]
     delta: list[dict[str, Any]] = []
@@ -152,8 +186,12 @@ def _event(node: Node, transaction: Transaction) -> Event | None:
     return Event(target, path, delta, changes, transaction.origin, transaction.is_local)
 
 
-def _path(node: Node) -> list[str | int] | None:
-    """None if it is nested too deep to be shown."""
+def _path(node: Node, places: dict[Node, dict[Item, int]]) -> list[str | int] | None:
+    """None if it is nested too deep to be shown.
+
+    Args:
+        places: in each type that was looked at, where the types in it are: many may have changed.
+    """
     path: list[str | int] = []
     while (parent := node.parent) is not None:
         if len(path) >= MAX_DEPTH:
@@ -163,10 +201,22 @@ def _path(node: Node) -> list[str | int] | None:
         if item.key is not None:
             path.append(item.key)
         else:
-            before = takewhile(partial(is_not, item), parent.items())
-            path.append(sum(other.count for other in before if other.kind in COUNTED))
+            if parent not in places:
+                places[parent] = _places_in(parent)
+            path.append(places[parent][item])
         node = parent
     return [node.name, *reversed(path)]
+
+
+def _places_in(parent: Node) -> dict[Item, int]:
+    places: dict[Item, int] = {}
+    place = 0
+    for item in parent.items():
+        if item.kind == TYPE:
+            places[item] = place
+        if item.kind in COUNTED:
+            place += item.count
+    return places
 
 
 def _change(item: Item, transaction: Transaction) -> Change | None:
@@ -237,15 +287,30 @@ class _TextDelta:
                         self._end()
                         self._do("insert", shown(item.content))
                         self._end()
-                elif deletes:
-                    self._do("delete", item.count)
-                elif not item.deleted:
-                    self._do("retain", item.count)
+                else:
+                    self._old(item, deletes)
             item = item.right
         self._end()
         while self._delta and self._delta[-1].keys() == {"retain"}:
             self._delta.pop()
         return self._delta
+
+    def _old(self, item: Item, deletes: bool) -> None:
+        # Of a pair of surrogates that was cut, which became two characters, the first half stands
+        # in the place of the pair.
+        cuts = self._transaction.cuts
+        is_half, ends_in_half = item.id in cuts, (item.client, item.clock + item.length) in cuts
+        if deletes and item.count > is_half:
+            self._do("delete", item.count - is_half)
+        elif not item.deleted:
+            for action, amount in (
+                ("insert", "\ufffd" * is_half),
+                ("retain", item.count - is_half - ends_in_half),
+                ("delete", int(ends_in_half)),
+                ("insert", "\ufffd" * ends_in_half),
+            ):
+                if amount:
+                    self._do(action, amount)
 
     def _do(self, action: str, amount: Any) -> None:
         if self._action != action:

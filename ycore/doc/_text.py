@@ -37,8 +37,10 @@ class Position:
         while position.right is not None and position.index < index:
             item = position.right
             if not item.deleted and item.kind in COUNTED:
-                node.marker = (item, position.index, dict(position.formats))
-                if position.index + item.count > index:
+                end = position.index + item.count
+                if end >= index:  # the last one
+                    node.marker = (item, position.index, dict(position.formats))
+                if end > index:
                     position._cut(index - position.index)
             position.forward()
         return position

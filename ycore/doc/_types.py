@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, overload
 
 from ..errors import LocalProtocolError
+from ..lib0 import MAX_NESTING
 from ..updates._grammar import ANY, BINARY, DOC, EMBED, STRING, TYPE
-from ._events import Event
+from ._events import Event, subscribe
 from ._items import (
     COUNTED,
     FACADES,
@@ -93,17 +94,13 @@ class SharedType:
         """Have it told what each transaction changes in this type. Returns what ends that."""
         if self._node.observers is None:
             self._node.observers = []
-        observers = self._node.observers
-        observers.append(callback)
-        return lambda: observers.remove(callback)
+        return subscribe(self._node.observers, callback)
 
     def observe_deep(self, callback: Callable[[list[Event]], None]) -> Callable[[], None]:
         """Have it told what each transaction changes in this type and those in it."""
         if self._node.deep_observers is None:
             self._node.deep_observers = []
-        observers = self._node.deep_observers
-        observers.append(callback)
-        return lambda: observers.remove(callback)
+        return subscribe(self._node.deep_observers, callback)
 
     def _transaction(self) -> Any:
         if self._node.doc is None:
@@ -205,18 +202,26 @@ def _content(value: Value) -> tuple[int, Any]:
             raise LocalProtocolError(f"this {type(value).__name__} is in a document already")
         return TYPE, value._node
     if isinstance(value, Subdocument):
-        return DOC, Subdocument(normal_text(value.guid), *normal_any([value.options]))
+        if not isinstance(value.guid, str) or not isinstance(value.options, dict):
+            raise LocalProtocolError(f"a subdocument has a guid and a dict of options: {value!r}")
+        return DOC, Subdocument(normal_text(value.guid), *normal_any([_plain(value.options)]))
     if isinstance(value, bytes | bytearray | memoryview):
         return BINARY, bytes(value)
     return ANY, normal_any([_plain(value)])
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, inside too."""
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Tuples as lists, inside too.
+
+    Raises:
+        LocalProtocolError: it is nested too deep, or in itself.
+    """
+    if depth > MAX_NESTING:
+        raise LocalProtocolError(f"the value nests deeper than {MAX_NESTING}")
     if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
+        return [_plain(part, depth + 1) for part in value]
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
+        return {key: _plain(part, depth + 1) for key, part in value.items()}
     return value
 
 
