@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.abc
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from .driver import Driver
 
 logger = logging.getLogger(__name__)
+
+_LOOK_AGAIN: Final = 0.01
+"""Seconds between looks whether a transaction has ended that is open for long."""
 
 
 class DocumentClosed(Exception):
@@ -96,7 +99,19 @@ class _Local(Connection):
             raise self.closed
 
     async def run(self, body: anyio.CancelScope) -> None:
-        """Take in what others do; end the body when the room closes."""
+        """Take in what others do; end the body when the room closes, or the driver ends."""
+        try:
+            await self._run()
+        except Exception:  # a bug: it costs this document, not the driver
+            logger.exception("document failed")
+            self.close(CloseCode.INTERNAL_ERROR, "something went wrong on the server")
+        finally:
+            if self.closed is None and not self.left:
+                self.close(CloseCode.GOING_AWAY, "the server is shutting down")
+            self.synced.set()
+            body.cancel()
+
+    async def _run(self) -> None:
         while self.closed is None and not self.left:
             await self._something.wait()
             self._something = anyio.Event()
@@ -110,10 +125,12 @@ class _Local(Connection):
                 self.waiting -= len(frame)
             if self.member is not None:
                 self._driver.drained(self.member)
-        self.synced.set()
-        body.cancel()
 
     async def _take_in(self, update: bytes) -> None:
+        while self.doc.is_in_transaction:  # which somebody holds open while they wait
+            if self.closed is not None or self.left:
+                return
+            await anyio.sleep(_LOOK_AGAIN)
         try:
             await self._driver.in_slices(self.doc.apply_steps(update, self))
         except Exception:  # of an observer: the room has nothing to do with it
@@ -128,13 +145,13 @@ async def open_document(
     connection = _Local(driver)
     body = anyio.CancelScope()
     member = driver.join(room, connection)
-    tasks.start_soon(connection.run, body)
+    connection.member = member
     try:
+        tasks.start_soon(connection.run, body)
         with body:
-            await driver.receive(member, SyncStep1(b"\0").encode())
+            await driver.receive(member, SyncStep1(b"\0").encode(), throttled=False)
             await connection.synced.wait()
             if connection.closed is None:
-                connection.member = member
                 stop = connection.doc.observe_updates(connection.tell)
                 try:
                     yield connection.doc

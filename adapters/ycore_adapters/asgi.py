@@ -55,6 +55,8 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 _TURN: Final = 0.002
 """Seconds of one connection's messages that are worked on before others get a turn: an ASGI server
 hands on at once what it has read, which may be thousands."""
+_MAX_REASON: Final = 123
+"""Bytes of the reason in a WebSocket close."""
 _HOW_TO_START: Final = (
     "the ycore app was not started. Enter it (`async with app`) in the lifespan of the application "
     "it is mounted in, or make it the outermost one (`ASGIApp(..., http=yours)`) under an ASGI "
@@ -441,6 +443,8 @@ class _Socket(Connection):
                     continue
             if self._closing is not None:
                 code, reason = self._closing
+                # No more fits into the frame, and not every ASGI server cuts it.
+                reason = reason.encode(errors="replace")[:_MAX_REASON].decode(errors="ignore")
                 if not await self._sent(
                     {"type": "websocket.close", "code": int(code), "reason": reason}
                 ):

@@ -61,7 +61,7 @@ from ycore.updates import ParsedUpdate, parse_update_steps, parts_of
 
 from ._document import DocumentClosed, open_document
 from .connection import Connection
-from .hooks import Access, HookCalls, Hooks, Refused, Request
+from .hooks import Access, HookCalls, Hooks, Refused, Request, is_own_cancellation
 from .stores import (
     RoomCorrupt,
     RoomNotFound,
@@ -142,6 +142,10 @@ class _Work:
         self.taken += 1
         self.backlog -= _size(effect)
         return effect
+
+
+class _Release(Unload):
+    """The hooks have caught up with a room that is to be unloaded."""
 
 
 def _size(effect: Effect) -> int:
@@ -243,7 +247,9 @@ class Driver:
         except TimeoutError:
             code, reason = CloseCode.TRY_AGAIN_LATER, "it took too long to find out who you are"
             logger.error("hook takes too long name=authorize")
-        except Exception:
+        except (Exception, anyio.get_cancelled_exc_class()) as exc:
+            if is_own_cancellation(exc):
+                raise
             code, reason = CloseCode.INTERNAL_ERROR, "the server could not find out who you are"
             logger.exception("hook failed name=authorize")
         self.hook_errors["authorize"] += 1
@@ -280,8 +286,13 @@ class Driver:
         self._carry_out(member.room, effects)
         return member
 
-    async def receive(self, member: Member, frame: bytes) -> None:
-        """A WebSocket message came from a member. Returns when the next may be read."""
+    async def receive(self, member: Member, frame: bytes, *, throttled: bool = True) -> None:
+        """A WebSocket message came from a member. Returns when the next may be read.
+
+        Args:
+            throttled: whether to wait for the store and the hooks if they are far behind. A hook
+                that does would wait for itself.
+        """
         room = member.room
         while room.state is State.LOADING and room in self._work:
             await self._work[room].progress.wait()
@@ -289,14 +300,18 @@ class Driver:
         pause = 0.0
         while True:
             self._carry_out(room, room.receive(member, message, now=self.clock()))
-            while (work := self._work.get(room)) and work.backlog > self.limits.max_backlog_bytes:
-                await work.progress.wait()
-            await self._calls.caught_up(room, self.limits.max_backlog_bytes)
+            if throttled:
+                await self._keep_up(room)
             if message.done:
                 return
             if self.clock() > pause:
                 await self.my_turn()
                 pause = self.clock() + _SLICE
+
+    async def _keep_up(self, room: Room) -> None:
+        while (work := self._work.get(room)) and work.backlog > self.limits.max_backlog_bytes:
+            await work.progress.wait()
+        await self._calls.caught_up(room, self.limits.max_backlog_bytes)
 
     def take(self, member: Member, frame: bytes) -> None:
         """`receive` for what comes from this process itself: all of it at once."""
@@ -402,8 +417,9 @@ class Driver:
         if work is None:
             for i, effect in enumerate(effects):
                 if isinstance(effect, Persist | Load | Unload):
-                    work = self._work[room] = _Work()
+                    work = _Work()
                     self._tasks.start_soon(self._work_through, room, work)
+                    self._work[room] = work
                     effects = effects[i:]
                     break
                 self._do(effect)
@@ -421,6 +437,8 @@ class Driver:
                     work.take()
                     if isinstance(effect, Load):
                         await self._load(room)
+                    elif isinstance(effect, _Release):
+                        await self._release(effect)
                     elif isinstance(effect, Unload):
                         await self._unload(effect)
                     else:
@@ -528,7 +546,9 @@ class Driver:
             if isawaitable(seeding):
                 await seeding
             update = doc.seeded()
-        except Exception as exc:
+        except (Exception, anyio.get_cancelled_exc_class()) as exc:
+            if is_own_cancellation(exc):
+                raise
             self.hook_errors["seed"] += 1
             logger.exception("hook failed name=seed")
             raise StoreError(f"the new document could not be filled in: {exc!r}") from exc
@@ -541,7 +561,22 @@ class Driver:
     async def _unload(self, effect: Unload) -> None:
         room = effect.room
         self._calls.soon(room, "before_unload", self.hooks.before_unload, room)
+        if self._calls.is_behind(room):
+            # Somebody may come back before the hooks have caught up, and needs the room.
+            self._tasks.start_soon(self._release_after_hooks, effect)
+        else:
+            await self._release(effect)
+
+    async def _release_after_hooks(self, effect: Unload) -> None:
+        room = effect.room
         await self._calls.caught_up(room)
+        if self.hub.rooms.get(room.name) is room:
+            self._carry_out(room, [_Release(room, effect.generation)])
+
+    async def _release(self, effect: Unload) -> None:
+        room = effect.room
+        if room.joins != effect.generation:
+            return  # somebody came back
         while room in self._compacting:
             await self._compacting[room].wait()
         await self._patiently(room, lambda: self._store.release(room.name))
@@ -631,7 +666,10 @@ class Driver:
             )
         elif isinstance(effect, AwarenessChanged):
             on_awareness = self.hooks.on_awareness
-            self._calls.soon(effect.room, "on_awareness", on_awareness, effect.room, effect.entries)
+            size = sum(len(entry.state or "") for entry in effect.entries)
+            self._calls.soon(
+                effect.room, "on_awareness", on_awareness, effect.room, effect.entries, size=size
+            )
 
     def _overflowed(self, member: Member, connection: Connection) -> None:
         connection.flush()  # perhaps nothing is wrong but that much came in this one turn

@@ -11,12 +11,13 @@ hold up the room; but if they fall far behind, its members are read no further (
 from __future__ import annotations
 
 import logging
+from asyncio import CancelledError, current_task
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from inspect import isawaitable
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
 import anyio
@@ -149,6 +150,21 @@ class Hooks:
     """Makes what is stored beside each update, given its author. Not async: edits wait for it."""
 
 
+def is_own_cancellation(exc: BaseException) -> bool:
+    """Whether this task is being cancelled. A hook may also have waited for a task of its own that
+    was, which in asyncio raises the same: that is the hook's failure, and must not end ours."""
+    if isinstance(exc, Exception):
+        return False
+    if not isinstance(exc, CancelledError):
+        return True  # trio has no such
+    task = current_task()
+    return task is None or task.cancelling() > 0
+
+
+_CALL: Final = 500
+"""What a call that waits costs at least, in bytes."""
+
+
 class _Call(NamedTuple):
     name: str
     hook: Callable[..., MaybeAsync[None]]
@@ -179,10 +195,15 @@ class HookCalls:
             return
         calls = self._waiting.get(room)
         if calls is None:
-            calls = self._waiting[room] = deque()
+            calls = deque()
             self._tasks.start_soon(self._work_through, room, calls)
-        calls.append(_Call(name, hook, args, size))
-        self._sizes[room] += size
+            self._waiting[room] = calls
+        calls.append(_Call(name, hook, args, size + _CALL))
+        self._sizes[room] += size + _CALL
+
+    def is_behind(self, room: Room) -> bool:
+        """Whether hooks are still to be called, or being called."""
+        return room in self._waiting
 
     async def caught_up(self, room: Room, backlog: int = 0) -> None:
         """Wait until no more than so many bytes of a room's updates wait for its hooks; by default
@@ -198,7 +219,9 @@ class HookCalls:
             result = hook(*args)
             if isawaitable(result):
                 await result
-        except Exception:
+        except (Exception, anyio.get_cancelled_exc_class()) as exc:
+            if is_own_cancellation(exc):
+                raise
             self._errors[name] += 1
             logger.exception("hook failed name=%s", name)
 

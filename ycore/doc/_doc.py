@@ -202,6 +202,11 @@ class Doc:
         their transaction named no other. Returns what ends that."""
         return subscribe(self._update_observers, callback)
 
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether a transaction is open, so that no update can be applied."""
+        return self._transaction is not None
+
     @contextmanager
     def transaction(self, origin: object = None) -> Generator[None]:
         """Edits in here are one update, and observers are told of them once.
