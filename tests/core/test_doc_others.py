@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from build import anys, item, skip, text, update
+from build import anys, gc, item, skip, text, update
 
 from ycore import LocalProtocolError, merge_updates
 from ycore.doc import Doc, Event, Map, SharedType, Subdocument
@@ -105,6 +105,16 @@ def test_a_pair_of_surrogates_that_is_cut_is_in_the_event() -> None:
     assert mirror.places == list("a\ufffdx\ufffdb\U0001f600")
     doc.apply(update({}, {5: [(5, 1)]}))
     assert mirror.places == list("a\ufffdx\ufffdb\ufffd") == list(str(note))
+
+
+def test_a_pair_that_is_cut_by_what_is_then_collected_is_in_the_event() -> None:
+    doc = Doc(5)
+    note = doc.get_text("t")
+    mirror = Mirror(note)
+    note.insert(0, "a\U0001f600b")
+    lost = item(text("x"), origin=(5, 1), right=(8, 0))
+    doc.apply(update({(9, 0): [lost], (8, 0): [gc(1)]}))
+    assert mirror.places == list("a\ufffd\ufffdb") == list(str(note))
 
 
 def test_who_gives_up_in_the_middle_of_an_update_has_it_all_the_same() -> None:

@@ -512,6 +512,7 @@ class Doc:
         transaction = self._transaction or self._incoming
         if item.count + right.count > characters and transaction is not None:
             transaction.cuts.add(right.id)
+            transaction.changed[item.parent].add(item.key)
         self._items[id_[0]].insert(index + 1, right)
         self._starts[id_[0]].insert(index + 1, right.clock)
         return right
