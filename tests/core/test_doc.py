@@ -147,6 +147,18 @@ def test_a_format_that_was_set_twice_is_not_set_again() -> None:
     assert decode_state_vector(doc.encode_state_vector()) == {1: 4, 2: 2}
 
 
+def test_formats_without_end_are_not_shown_without_end() -> None:
+    doc = Doc(2)
+    deltas: list[Any] = []
+    doc.get_text("t").observe(lambda event: deltas.append(event.delta))
+    contents = [part for i in range(500) for part in (format_(f"f{i}", "1"), text("x"))]
+    items = [item(each, origin=(1, i - 1) if i else None) for i, each in enumerate(contents)]
+    doc.apply(update({(1, 0): items}))
+    shown = doc.get_text("t").to_delta()
+    assert [shown] == deltas
+    assert [len(op["attributes"]) for op in shown] == [min(i, 64) for i in range(1, 501)]
+
+
 def test_a_list_with_a_format_in_it() -> None:
     """No editor makes one, but there is no rule against it."""
     doc = Doc(2)

@@ -21,6 +21,7 @@ from ._items import (
     facade_of,
     last_of,
     shown,
+    some_of,
     update_attributes,
 )
 
@@ -324,7 +325,7 @@ class _TextDelta:
             attributes = {"insert": self._now, "retain": self._changed}.get(self._action)
             self._delta.append({self._action: self._amount})
             if attributes:
-                self._delta[-1]["attributes"] = dict(attributes)
+                self._delta[-1]["attributes"] = some_of(attributes)
         self._action = ""
 
     def _format(self, item: Item, adds: bool, deletes: bool) -> None:

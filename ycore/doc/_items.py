@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from enum import IntEnum
 from html import escape
+from itertools import islice
 from math import isfinite
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -53,6 +54,9 @@ MAX_DEPTH: Final = 100
 """How deep types may be nested to be shown: Python's own recursion is bounded too."""
 _QUOTED: Final = MAX_DEPTH // 4
 """As how much deeper it counts to be quoted in XML: each time, what is quoted may double."""
+_MAX_FORMATS: Final = 64
+"""How many formats are shown of one place: editors have a dozen. With thousands that are never
+ended, each repeated wherever another begins, a few bytes would show as megabytes."""
 _MAX_MERGED: Final = 1024
 """How long an item gets by joining it with what was typed behind it."""
 
@@ -273,7 +277,7 @@ class Node:
         def add(insert: Any) -> None:
             delta.append({"insert": insert})
             if attributes:
-                delta[-1]["attributes"] = dict(attributes)
+                delta[-1]["attributes"] = some_of(attributes)
 
         def flush() -> None:
             if text:
@@ -353,6 +357,11 @@ def update_attributes(attributes: dict[str, Any], format_item: Item) -> None:
         attributes.pop(key, None)
     else:
         attributes[key] = value
+
+
+def some_of(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The formats of one place, as they are shown there."""
+    return dict(islice(attributes.items(), _MAX_FORMATS))
 
 
 def utf16_length(text: str) -> int:
