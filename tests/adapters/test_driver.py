@@ -948,9 +948,9 @@ async def test_a_member_that_takes_nothing_is_sent_no_more_and_brought_level_lat
         slow.flush()
         await settle()
         heard = slow.heard()
-        assert [type(message) for message in heard[4:]] == [SyncStep2, AwarenessUpdate]
+        assert [type(message) for message in heard[4:]] == [Update, AwarenessUpdate]
         assert slow.document() == driver.hub.rooms["r"].store.encode()
-        assert isinstance(heard[4], SyncStep2)
+        assert isinstance(heard[4], Update)
         assert len(heard[4].update) < 17 * 320  # only what it lacks
         await a.say(edit(1, 20))
         await settle()
