@@ -159,6 +159,29 @@ def test_formats_without_end_are_not_shown_without_end() -> None:
     assert [len(op["attributes"]) for op in shown] == [min(i, 64) for i in range(1, 501)]
 
 
+def test_a_format_ends_before_another_value_of_it_begins() -> None:
+    a, b = pair()
+    note = a.get_text("t")
+    note.insert(0, "ab")
+    note.insert(2, "c", {"color": "red"})
+    note.format(0, 2, {"color": "blue"})
+    assert note.to_delta() == b.get_text("t").to_delta() == [
+        {"insert": "ab", "attributes": {"color": "blue"}},
+        {"insert": "c", "attributes": {"color": "red"}},
+    ]  # fmt: skip
+
+
+def test_a_number_out_of_range_in_a_format_is_put_back_as_one() -> None:
+    doc, other = Doc(2), Doc(3)
+    contents = [format_("f", '{"n":[1,1e999,-1e999]}'), text("ab")]
+    items = [item(each, origin=(1, i - 1) if i else None) for i, each in enumerate(contents)]
+    doc.apply(update({(1, 0): items}))
+    doc.get_text("t").insert(1, "x", {})  # so it is ended, and begun again
+    other.apply(doc.encode())
+    inf = float("inf")
+    assert other.get_text("t").to_delta()[2]["attributes"] == {"f": {"n": [1, inf, -inf]}}
+
+
 def test_a_list_with_a_format_in_it() -> None:
     """No editor makes one, but there is no rule against it."""
     doc = Doc(2)
@@ -174,6 +197,11 @@ def test_a_list_with_a_format_in_it() -> None:
     doc.get_array("t").insert(1, ["x"])
     assert list(doc.get_array("t")) == [0, "x", 1]
     assert seen[4:] == [[{"retain": 1}, {"insert": ["x"]}]] * 4
+    doc.get_array("t").append(Array())
+    paths: list[list[str | int]] = []
+    doc.get_array("t").observe_deep(lambda events: paths.append(events[0].path))
+    doc.get_array("t")[3].append(1)
+    assert paths == [["t", 3]]
     assert len({doc.get_array("t"), doc.get_array("t"), doc.get_map("m")}) == 2
 
 
@@ -417,6 +445,9 @@ def test_a_transaction_is_one_update() -> None:
     with doc.transaction():
         pass
     assert len(updates) == 1
+    assert not doc.is_in_transaction
+    with doc.transaction():
+        assert doc.is_in_transaction
     stop()
     doc.get_text("t").insert(0, "x")
     assert len(updates) == 1
