@@ -15,13 +15,13 @@ from pathlib import Path
 import anyio
 import pytest
 from click.testing import CliRunner, Result
-from ycore.view import View
 from ycore_adapters.cli import main
 from ycore_adapters.migrate import MigrationError, Source, open_source
 from ycore_adapters.stores import FileStore, StoredUpdate
 from ycore_adapters.stores.tools import read
 
 from ycore import encode_state_vector_from_update, merge_updates
+from ycore.doc import Doc
 from ycore.updates import StructStore
 
 STORES = Path(__file__).with_name("migrate")
@@ -81,7 +81,7 @@ def shown(updates: Iterable[bytes]) -> tuple[object, bytes]:
     document = StructStore()
     for update in updates:
         document.add(update)
-    return View(document).to_json(), encode_state_vector_from_update(document.encode())
+    return Doc.view(document).to_json(), encode_state_vector_from_update(document.encode())
 
 
 @pytest.mark.parametrize("path", store("loaded.json"))
