@@ -44,6 +44,10 @@ from ._handshake import (
 from ._paths import in_prefix, no_room, plain_answer
 from .hooks import Request
 
+_FIN_BINARY: Final = 0x82
+_EXTENDED: Final = {126: 2, 127: 8}
+"""How many bytes of length follow these lengths."""
+
 _COMPRESS_FROM: Final = 256
 _COMPRESS_UPTO: Final = 512 * 1024
 """Messages of how many bytes are compressed. Less is not worth the trouble, and nothing is found in
@@ -110,6 +114,12 @@ class Peer:
         """The headers of the answer that opens the WebSocket, once it was asked for."""
         self._ws: Connection | None = None
         """Once it is open."""
+        self._header = b""
+        """The beginning of a frame whose header has not come as a whole."""
+        self._due = 0
+        """How many bytes are still to come of the frame that wsproto is given."""
+        self._in_message = False
+        """Whether a message has begun in fragments, and not ended."""
         self._message = BytesIO()
         """What has come of a message in fragments. It is handed on without another copy."""
         self._output: list[bytes] = []
@@ -238,6 +248,49 @@ class Peer:
     # -- WebSocket
 
     def _receive_websocket(self, data: bytes) -> list[Event]:
+        """Take frames apart: whole messages in one frame, nearly all there are, here, where it
+        takes a tenth of the time; everything else, right or wrong, by wsproto, frame by frame."""
+        if self._header:
+            data, self._header = self._header + data, b""
+        messages: list[Event] = []
+        size = len(data)
+        pos = 0
+        while pos < size and self._ws is not None and self.state is not PeerState.DONE:
+            if self._due:
+                part = data[pos : pos + self._due]
+                pos += len(part)
+                self._due -= len(part)
+                messages += self._receive_by_wsproto(part)
+                continue
+            # RFC 6455 section 5.2
+            length = data[pos + 1] & 0x7F if pos + 1 < size else 0
+            begin = pos + 2 + _EXTENDED.get(length, 0)
+            if begin > size:
+                self._header = data[pos:]
+                break
+            first, masked = data[pos], data[pos + 1] >= 0x80
+            if length >= 126:
+                length = int.from_bytes(data[pos + 2 : begin])
+            begin += 4 * masked
+            end = begin + length
+            if (
+                first == _FIN_BINARY
+                and masked
+                and end <= size
+                and (begin == pos + 6 or (length >= 126 and begin == pos + 8))
+                and length <= self._max_message_bytes
+                and not self._in_message
+            ):
+                if self.state is PeerState.OPEN:
+                    messages.append(Message(_unmask(data[begin:end], data[begin - 4 : begin])))
+                pos = end
+                continue
+            if first & 0x0F < 8:
+                self._in_message = first < 0x80
+            self._due = end - pos
+        return messages
+
+    def _receive_by_wsproto(self, data: bytes) -> list[Event]:
         assert self._ws is not None
         self._ws.receive_data(data)
         messages: list[Event] = []
@@ -327,6 +380,14 @@ def frame_message(data: bytes, window: Window | None = None) -> bytes:
         if len(deflated) < len(data):
             return _frame(0xC2, deflated)  # FIN, RSV1, binary
     return _frame(0x82, data)  # FIN, binary
+
+
+def _unmask(payload: bytes, mask: bytes) -> bytes:
+    """RFC 6455 section 5.3."""
+    size = len(payload)
+    key = (mask * (size // 4 + 1))[:size]
+    plain = int.from_bytes(payload, "little") ^ int.from_bytes(key, "little")
+    return plain.to_bytes(size, "little")
 
 
 def _frame(first: int, payload: bytes) -> bytes:
