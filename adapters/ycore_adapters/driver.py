@@ -202,9 +202,13 @@ class Driver:
         self._compacting: dict[Room, anyio.Event] = {}
         """Rooms that are being compacted, with what is set at the end of that."""
         self._draining = False
+        self._fresh: list[tuple[Room, _Work]] = []
+        """Rooms that have got something to do in this turn."""
         self._dirty: list[Connection] = []
-        self._something_dirty = anyio.Event()
+        self._something_to_do = anyio.Event()
         self._turn = anyio.Lock()
+        self._is_over = False
+        """Whether what would work through `_fresh` has ended."""
         self._stack = AsyncExitStack()
         self._tasks: anyio.abc.TaskGroup
         self._calls: HookCalls
@@ -324,9 +328,8 @@ class Driver:
 
     def flush_soon(self, connection: Connection) -> None:
         """Have `connection.flush` called at the end of this turn of the event loop."""
-        if not self._dirty:
-            self._something_dirty.set()
         self._dirty.append(connection)
+        self._something_to_do.set()
 
     async def my_turn(self) -> None:
         """Wait until long work may go on for a slice.
@@ -417,15 +420,37 @@ class Driver:
         if work is None:
             for i, effect in enumerate(effects):
                 if isinstance(effect, Persist | Load | Unload):
-                    work = _Work()
-                    self._tasks.start_soon(self._work_through, room, work)
-                    self._work[room] = work
+                    if self._is_over:
+                        raise LocalProtocolError("the driver has ended: nothing can be stored")
+                    work = self._work[room] = _Work()
+                    self._fresh.append((room, work))
+                    self._something_to_do.set()
                     effects = effects[i:]
                     break
                 self._do(effect)
             else:
                 return
         work.add(effects)
+
+    def _work_now(self, room: Room, work: _Work) -> bool:
+        """Work through the queue if nothing in it has to be waited for. Returns whether it did."""
+        while work.effects:
+            effect = work.effects[0]
+            if isinstance(effect, Load | Unload):
+                return False
+            if isinstance(effect, Persist):
+                count, updates = self._batch(work)
+                try:
+                    if not self._store.append_now(room.name, updates):
+                        return False
+                except Exception:
+                    return False  # `_work_through` comes upon it as well, and knows what to do
+                self._stored(room, work, count)
+            else:
+                self._do(work.take())
+        del self._work[room]
+        work.progress.set()
+        return True
 
     async def _work_through(self, room: Room, work: _Work) -> None:
         try:
@@ -452,7 +477,14 @@ class Driver:
             work.progress.set()
 
     async def _persist(self, room: Room, work: _Work) -> None:
-        """Store all updates that wait, up to a change of the room's state, and send them."""
+        """Store all updates that wait, and send them."""
+        count, updates = self._batch(work)
+        await self._patiently(room, lambda: self._store.append(room.name, updates))
+        self._stored(room, work, count)
+
+    def _batch(self, work: _Work) -> tuple[int, list[StoredUpdate]]:
+        """The updates that wait, up to a change of the room's state, and how many effects it are
+        with what is between them."""
         count = 0
         now = self._wall_clock()
         updates = []
@@ -462,7 +494,10 @@ class Driver:
             count += 1
             if isinstance(effect, Persist):
                 updates.append(StoredUpdate(effect.update, now, self._metadata_of(effect.author)))
-        await self._patiently(room, lambda: self._store.append(room.name, updates))
+        return count, updates
+
+    def _stored(self, room: Room, work: _Work, count: int) -> None:
+        """So many effects can be carried out, now that their updates are stored."""
         for _ in range(count):
             effect = work.take()
             if isinstance(effect, Persist):
@@ -681,10 +716,28 @@ class Driver:
     # These two wait, perhaps for long, and so hold no room or connection in a variable.
 
     async def _flush(self) -> None:
-        while True:
-            await self._something_dirty.wait()
-            self._something_dirty = anyio.Event()
-            self._flush_dirty()
+        try:
+            while True:
+                await self._something_to_do.wait()
+                self._something_to_do = anyio.Event()
+                self._work_fresh()
+                self._flush_dirty()
+        finally:
+            self._is_over = True
+            for room, work in self._fresh:  # nobody does it any more, and nobody shall wait for it
+                del self._work[room]
+                work.progress.set()
+
+    def _work_fresh(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        for room, work in fresh:
+            try:
+                done = self._work_now(room, work)
+            except Exception:  # a bug: it costs this room its members, no more
+                logger.exception("work failed room=%r", room.name)
+                done = False
+            if not done:
+                self._tasks.start_soon(self._work_through, room, work)
 
     def _flush_dirty(self) -> None:
         dirty, self._dirty = self._dirty, []

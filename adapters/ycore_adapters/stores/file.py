@@ -125,15 +125,26 @@ class FileStore(OwnedStore):
             updates.close()
 
     async def append(self, room: str, updates: Sequence[StoredUpdate]) -> None:
+        if self.append_now(room, updates):
+            return
         log = self._log(room)
-        sync = self.fsync == "always"
         await self._mend(log)
         async with log.writing:
-            size = sum(len(update.update) for update in updates)
-            if sync or log.size is None or size > _INLINE_BYTES:
-                await to_thread.run_sync(partial(log.append, updates, sync=sync))
-            else:
-                log.append(updates, sync=False)
+            sync = self.fsync == "always"
+            await to_thread.run_sync(partial(log.append, updates, sync=sync))
+
+    def append_now(self, room: str, updates: Sequence[StoredUpdate]) -> bool:
+        log = self._log(room)
+        if (
+            self.fsync == "always"
+            or log.size is None
+            or log.failure is not None
+            or log.writing.locked()
+            or sum(len(update.update) for update in updates) > _INLINE_BYTES
+        ):
+            return False
+        log.append(updates, sync=False)
+        return True
 
     async def _mend(self, log: LogFile) -> None:
         """Make good for a sync that failed, before anybody goes on."""

@@ -126,6 +126,12 @@ class Store(ABC):
 
     # -- what a store may leave as it is
 
+    def append_now(self, room: str, updates: Sequence[StoredUpdate]) -> bool:
+        """`append`, if nothing has to be waited for: a write that the system takes at once, say.
+        Returns whether it was done; if not, or if it raises, nothing was stored, and `append` is
+        called with the same updates. Spares each keystroke a task."""
+        return False
+
     async def release(self, room: str) -> None:
         """The room is out of use for now: let go of what is held open for it.
 

@@ -41,9 +41,13 @@ class MemoryStore(Store):
             yield update
 
     async def append(self, room: str, updates: Sequence[StoredUpdate]) -> None:
+        self.append_now(room, updates)
+
+    def append_now(self, room: str, updates: Sequence[StoredUpdate]) -> bool:
         kept = self._rooms.setdefault(room, _Room())
         kept.updates.extend(updates)
         kept.size += sum(len(update.update) for update in updates)
+        return True
 
     async def compact(self, room: str, snapshot: Callable[[], Awaitable[StoredUpdate]]) -> None:
         kept = self._room(room)
