@@ -76,6 +76,23 @@ class StoresTheFirstOnly(MemoryStore):
         await super().append(room, updates[:1])
 
 
+class SaysThatItDidWhatItDidNot(MemoryStore):
+    async def append(self, room: str, updates: Sequence[StoredUpdate]) -> None:
+        super().append_now(room, updates)
+
+    def append_now(self, room: str, updates: Sequence[StoredUpdate]) -> bool:
+        return True
+
+
+class DoesWhatItSaysItDidNot(MemoryStore):
+    async def append(self, room: str, updates: Sequence[StoredUpdate]) -> None:
+        super().append_now(room, updates)
+
+    def append_now(self, room: str, updates: Sequence[StoredUpdate]) -> bool:
+        super().append_now(room, updates)
+        return False
+
+
 BROKEN: list[type[Store]] = [
     LosesWhatComesDuringACompaction,
     CompactsNothing,
@@ -87,6 +104,8 @@ BROKEN: list[type[Store]] = [
     KeepsWhatWasDeleted,
     ListsNothing,
     StoresTheFirstOnly,
+    SaysThatItDidWhatItDidNot,
+    DoesWhatItSaysItDidNot,
 ]
 
 

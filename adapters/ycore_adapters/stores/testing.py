@@ -130,6 +130,18 @@ async def updates_are_loaded_in_the_order_they_were_appended(open_store: Open) -
 
 
 @_case(_EVERY_STORE)
+async def what_is_appended_now_is_there_or_it_says_so(open_store: Open) -> None:
+    async with open_store() as store:
+        expected = []
+        for i in range(5):
+            updates = _at(i, f"{i} a".encode(), f"{i} b".encode())
+            if not store.append_now("r", updates):
+                await store.append("r", updates)
+            expected += [update.update for update in updates]
+            assert await _load(store, "r") == expected
+
+
+@_case(_EVERY_STORE)
 async def times_and_metadata_are_kept(open_store: Open) -> None:
     written = [
         StoredUpdate(b"1", 0.0),
