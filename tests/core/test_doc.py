@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from build import anys, format_, item, json, text, type_, typed, update
+from build import anys, format_, item, json, skip, text, type_, typed, update
 from edits import Editor
 from hypothesis import given
 from hypothesis import strategies as st
@@ -842,3 +842,13 @@ def test_typing_does_not_look_from_the_start() -> None:
         note.insert(i, "ab"[i % 2], {"b": bool(i // 7 % 2)})
     assert len(note.to_delta()) == 429
     assert len(note) == 3000
+
+
+def test_a_section_of_nothing_but_a_skip_says_nothing() -> None:
+    first, second = typed(5, "ab")
+    doc = Doc()
+    doc.apply(second)
+    doc.apply(update({(6, 0): [item(text("x"))], (5, 0): [skip(1)]}))
+    assert doc.to_json() == {"t": "x"}
+    doc.apply(first)
+    assert doc.to_json() == {"t": "abx"}

@@ -6,6 +6,7 @@ shared types are read, edited and observed. It can't crash, and needs no engine.
 
 from ._doc import Doc
 from ._events import Change, Event
+from ._feed import Feed
 from ._items import Kind, Subdocument
 from ._types import (
     Array,
@@ -23,6 +24,7 @@ __all__ = [
     "Change",
     "Doc",
     "Event",
+    "Feed",
     "Kind",
     "Map",
     "SharedType",

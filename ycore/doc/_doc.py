@@ -25,13 +25,14 @@ from os import urandom
 from typing import Any, TypeAlias
 
 from ..errors import LocalProtocolError
-from ..lib0 import MAX_SAFE_INTEGER, write_var_uint
+from ..lib0 import MAX_SAFE_INTEGER
 from ..steps import STEP, Steps, finish
 from ..updates import ParsedUpdate, StructStore, parse_update_steps, parts_of
-from ..updates._deletes import Range, coalesce, write_ranges
+from ..updates._deletes import Range, coalesce
 from ..updates._grammar import DELETED, GC, TYPE
 from ._events import Call, Transaction, events_of, subscribe
-from ._items import Id, Item, Kind, Node, facade_of, normal_text, read_steps, write_struct
+from ._feed import Feed
+from ._items import Id, Item, Kind, Node, encode_items, facade_of, normal_text, read_steps
 from ._types import Array, Map, SharedType, Text, XmlElement, XmlFragment, XmlText
 
 Unsubscribe: TypeAlias = Callable[[], None]
@@ -82,6 +83,12 @@ class Doc:
         self._looked_at = 0
         """How many neighbours were looked at to find an item its place."""
         self._update_observers: list[Callable[[bytes, object], None]] = []
+        self._is_misplaced = False
+        """Whether an item's neighbours are not where it is, or in the wrong order. No honest client
+        makes such an item. Yjs puts it somewhere; engines make circles of their lists."""
+        self._feeds: list[Feed] = []
+        self._later: list[Callable[[], None]] = []
+        """What to call when no transaction and no update is under way."""
 
     @classmethod
     def view(cls, store: StructStore) -> Doc:
@@ -181,6 +188,17 @@ class Doc:
                 finish(steps)  # even if nobody wants to go on: the store has it already
         finally:
             self._is_applying = False
+            self._call_when_free()
+
+    def _when_free(self, call: Callable[[], None]) -> None:
+        """Call this when no transaction and no update is under way: now, or at the end of it."""
+        self._later.append(call)
+        if not self._is_applying and self._transaction is None:
+            self._call_when_free()
+
+    def _call_when_free(self) -> None:
+        while self._later and not self._is_applying and self._transaction is None:
+            self._later.pop(0)()
 
     def _apply_parts(self, update: ParsedUpdate, origin: object) -> Steps[None]:
         failed: Exception | None = None
@@ -228,7 +246,10 @@ class Doc:
             yield
         finally:
             transaction, self._transaction = self._transaction, None
-            self._commit(transaction)
+            try:
+                self._commit(transaction)
+            finally:
+                self._call_when_free()
 
     def seeded(self) -> bytes:
         """All of it as an update, in which the client id 0 is replaced by one that follows from
@@ -259,7 +280,9 @@ class Doc:
             structs[item.client].append(item)
             if item.deleted:
                 deletes[item.client].append((item.clock, item.clock + item.length))
-        return _encode(structs, {client: coalesce(ranges) for client, ranges in deletes.items()})
+        return encode_items(
+            structs, {client: coalesce(ranges) for client, ranges in deletes.items()}
+        )
 
     # -- for the shared types
 
@@ -345,7 +368,7 @@ class Doc:
             client: self._items[client][bisect_left(self._starts[client], clock) :]
             for client, clock in transaction.starts.items()
         }
-        self._finish(transaction, self.store.add(_encode(structs, deletes)))
+        self._finish(transaction, self.store.add(encode_items(structs, deletes)))
 
     def _finish(self, transaction: Transaction, news: bytes | None) -> None:
         """Tell the observers, and tidy up. All are told, even if one raises."""
@@ -363,6 +386,9 @@ class Doc:
         events = events_of(transaction)
         for item in transaction.dropped:
             item.kind, item.content = DELETED, None
+        for feed in self._feeds:
+            feed._note(transaction)
+            self._calls.append((feed._ready, ()))
         return events
 
     def _tell_of_incoming(self) -> None:
@@ -510,9 +536,12 @@ class Doc:
         characters = item.count
         right = item.split(id_[1] - item.clock)
         transaction = self._transaction or self._incoming
-        if item.count + right.count > characters and transaction is not None:
-            transaction.cuts.add(right.id)
-            transaction.changed[item.parent].add(item.key)
+        if item.count + right.count > characters:
+            for feed in self._feeds:
+                feed._note_cut_pair(item)
+            if transaction is not None:
+                transaction.cuts.add(right.id)
+                transaction.changed[item.parent].add(item.key)
         self._items[id_[0]].insert(index + 1, right)
         self._starts[id_[0]].insert(index + 1, right.clock)
         return right
@@ -540,6 +569,11 @@ class Doc:
         else:
             item.parent = node
             left, right = item.left, item.right
+            for neighbour in (left, right):
+                if neighbour is not None and (
+                    neighbour.parent is not node or neighbour.key != item.key
+                ):
+                    self._is_misplaced = True
             if (left is None and (right is None or right.left is not None)) or (
                 left is not None and left.right is not right
             ):
@@ -614,6 +648,8 @@ class Doc:
             else:
                 break
             other = other.right
+        if other is None and item.right is not None:
+            self._is_misplaced = True
         return left
 
     def _first(self, item: Item, node: Node) -> Item | None:
@@ -653,22 +689,3 @@ def _random_id() -> int:
 
 def _is_used(node: Node) -> bool:
     return node.start is not None or bool(node.map)
-
-
-def _encode(structs: dict[int, list[Item]], deletes: dict[int, list[Range]]) -> bytes:
-    """An update with these items, and these clocks deleted."""
-    out = bytearray()
-    write_var_uint(out, len(structs))
-    for client in sorted(structs, reverse=True):
-        items = structs[client]
-        write_var_uint(out, len(items))
-        write_var_uint(out, client)
-        write_var_uint(out, items[0].clock)
-        for item in items:
-            write_struct(out, item)
-    write_var_uint(out, len(deletes))
-    for client in sorted(deletes, reverse=True):
-        write_var_uint(out, client)
-        write_var_uint(out, len(deletes[client]))
-        write_ranges(out, deletes[client])
-    return bytes(out)

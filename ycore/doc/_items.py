@@ -7,7 +7,7 @@ yjs `structs/Item.js`, `structs/Content*.js`, `types/AbstractType.js`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from html import escape
 from itertools import islice
@@ -29,7 +29,7 @@ from ..lib0 import (
     write_var_uint8_array,
 )
 from ..steps import STEP, Steps
-from ..updates._deletes import Range
+from ..updates._deletes import Range, write_ranges
 from ..updates._grammar import (
     ANY,
     BINARY,
@@ -401,7 +401,7 @@ def read_steps(update: bytes) -> Steps[News]:
         count, pos = read_var_uint(update, pos)
         client, pos = read_var_uint(update, pos)
         clock, pos = read_var_uint(update, pos)
-        items = news.structs.setdefault(client, [])
+        items: list[Item] = []
         for _ in range(count):
             item, pos = _read_struct(update, pos, client, clock)
             if item.kind != SKIP:
@@ -410,6 +410,8 @@ def read_steps(update: bytes) -> Steps[News]:
             turn += 1
             if not turn % STEP:
                 yield
+        if items:  # not only Skips
+            news.structs[client] = items
     count, pos = read_var_uint(update, pos)
     for _ in range(count):
         client, pos = read_var_uint(update, pos)
@@ -574,6 +576,25 @@ def normal_text(text: str) -> str:
     out = bytearray()
     write_var_string(out, text)
     return read_var_string(out, 0)[0]
+
+
+def encode_items(structs: Mapping[int, list[Item]], deletes: Mapping[int, list[Range]]) -> bytes:
+    """An update with these items, and these clocks deleted."""
+    out = bytearray()
+    write_var_uint(out, len(structs))
+    for client in sorted(structs, reverse=True):
+        items = structs[client]
+        write_var_uint(out, len(items))
+        write_var_uint(out, client)
+        write_var_uint(out, items[0].clock)
+        for item in items:
+            write_struct(out, item)
+    write_var_uint(out, len(deletes))
+    for client in sorted(deletes, reverse=True):
+        write_var_uint(out, client)
+        write_var_uint(out, len(deletes[client]))
+        write_ranges(out, deletes[client])
+    return bytes(out)
 
 
 def write_struct(out: bytearray, item: Item) -> None:
