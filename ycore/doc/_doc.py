@@ -446,8 +446,7 @@ class Doc:
         transaction = self._incoming = Transaction(self, origin, is_local=False)
         news = yield from read_steps(update)
         for client, items in news.structs.items():
-            if items:  # not only Skips
-                self._hold(client, items)
+            self._hold(client, items)
         yield from self._integrate_held(sorted(news.structs), transaction)
         for client, ranges in news.deletes.items():
             yield from self._delete_ranges(
@@ -536,12 +535,12 @@ class Doc:
         characters = item.count
         right = item.split(id_[1] - item.clock)
         transaction = self._transaction or self._incoming
+        assert transaction is not None
         if item.count + right.count > characters:
             for feed in self._feeds:
                 feed._note_cut_pair(item)
-            if transaction is not None:
-                transaction.cuts.add(right.id)
-                transaction.changed[item.parent].add(item.key)
+            transaction.cuts.add(right.id)
+            transaction.changed[item.parent].add(item.key)
         self._items[id_[0]].insert(index + 1, right)
         self._starts[id_[0]].insert(index + 1, right.clock)
         return right
