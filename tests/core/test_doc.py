@@ -372,6 +372,21 @@ def test_types_in_types() -> None:
         Text("x").insert(0, "y")
 
 
+def test_if_one_value_can_be_in_no_document_none_of_them_is() -> None:
+    doc = Doc(1)
+    array = doc.get_array("a")
+    array.append("stays")
+    text_ = Text("once")
+    for values in ([1, Map(), object()], [text_, text_]):
+        with pytest.raises(LocalProtocolError):
+            array.extend(values)
+    with pytest.raises(LocalProtocolError):
+        array[0] = object()
+    assert list(array) == ["stays"]
+    array.append(text_)
+    assert doc.to_json() == {"a": ["stays", "once"]}
+
+
 @pytest.mark.parametrize("value", [object(), {1: 2}, 2**60, {"a": {1, 2}}, float])
 def test_what_can_be_in_no_document_is_refused(value: Any) -> None:
     doc = Doc(1)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 Value: TypeAlias = Any
 """What can be in an array or a map: None, bool, int (of 53 bits; more as a `BigInt`), float, str,
 bytes, lists and dicts of these, or a shared type."""
+Content: TypeAlias = tuple[int, Any]
+"""The kind of an item, and what it holds: of values a list."""
 Attributes: TypeAlias = Mapping[str, Any]
 """Formats of a text: name -> a JSON value; None ends one."""
 
@@ -112,8 +114,8 @@ class SharedType:
 
     # -- lists
 
-    def _insert_values(self, left: Item | None, values: Iterable[Value]) -> None:
-        """Put values behind an item, None for the start."""
+    def _insert_values(self, left: Item | None, contents: Iterable[Content]) -> None:
+        """Put contents behind an item, None for the start."""
         node, doc = self._node, self._node.doc
         plain: list[Any] = []
 
@@ -126,15 +128,14 @@ class SharedType:
                 left = doc._make(node, left, right(), ANY, len(plain), plain)
                 plain = []
 
-        for value in values:
-            kind, content = _content(value)
+        for kind, content in contents:
             if kind == ANY:
                 plain += content
             else:
                 flush()
                 left = doc._make(node, left, right(), kind, 1, content)
-                if isinstance(value, SharedType):
-                    value._fill()
+                if kind == TYPE:
+                    content.facade._fill()
         flush()
 
     def _left_of(self, index: int) -> Item | None:
@@ -191,7 +192,16 @@ class SharedType:
             self._node.doc._delete(item, self._node.doc._current)
 
 
-def _content(value: Value) -> tuple[int, Any]:
+def _contents(values: Iterable[Value]) -> list[Content]:
+    """`_content` of several."""
+    contents = [_content(value) for value in values]
+    types = [content for kind, content in contents if kind == TYPE]
+    if len(set(types)) < len(types):
+        raise LocalProtocolError("a shared type can be put in one place only")
+    return contents
+
+
+def _content(value: Value) -> Content:
     """A value as the content of an item.
 
     Raises:
@@ -239,7 +249,7 @@ class _Children(SharedType):
         self._made_with = list(values)
 
     def _fill(self) -> None:
-        self._insert_values(None, self._made_with)
+        self._insert_values(None, _contents(self._made_with))
         self._made_with = []
 
     def __len__(self) -> int:
@@ -267,10 +277,11 @@ class _Children(SharedType):
 
         Raises:
             IndexError: there is no such place.
-            LocalProtocolError: a value can't be in a document; what was before it is.
+            LocalProtocolError: a value can't be in a document: then none of them is.
         """
+        contents = _contents(values)
         with self._transaction():
-            self._insert_values(self._left_of(_place_of(index, len(self))), list(values))
+            self._insert_values(self._left_of(_place_of(index, len(self))), contents)
 
     def append(self, value: Value) -> None:
         """Put a value at the end."""
@@ -315,9 +326,10 @@ class Array(_Children):
 
     def __setitem__(self, index: int, value: Value) -> None:
         start, length = _range_of(index, len(self))
+        contents = _contents([value])
         with self._transaction():
             self._delete_values(start, length)
-            self._insert_values(self._left_of(start), [value])
+            self._insert_values(self._left_of(start), contents)
 
     def __repr__(self) -> str:
         return f"Array({list(self)})"
