@@ -111,7 +111,7 @@ class Pycrdt(Hand):
     def __init__(self, client_id: int | None = None) -> None:
         import pycrdt  # noqa: PLC0415
 
-        self.ydoc = pycrdt.Doc(client_id=client_id)
+        self.ydoc = pycrdt.Doc(client_id=client_id, skip_gc=True)
         self.roots: list[Any] = [
             self.ydoc.get(name, type=type_)
             for name, type_ in zip(
@@ -348,7 +348,10 @@ def hostile(hand: type[Hand], updates: list[bytes], random: Random, counts: Coun
             else:
                 counts["applied"] += 1
             if not ended and random.random() < 0.1:
-                engine.edit(random)
+                try:
+                    engine.edit(random)
+                except BaseException as exc:
+                    counts[f"not to be edited: {type(exc).__name__}"] += 1
             if ended:
                 reason = str(ended.pop())
                 counts[reason if "failed" in reason else reason.partition("client id")[0]] += 1

@@ -1,7 +1,7 @@
 """A bridge to CRDT engines: keeps a `pycrdt.Doc` or a `y_py.YDoc` equal to a document.
 
     doc = Doc()                      # of ycore.doc: what a server or a provider works with
-    ydoc = pycrdt.Doc()              # what your code works with
+    ydoc = pycrdt.Doc(skip_gc=True)  # what your code works with
     binding = bind(doc, ydoc)
 
 From then on news of the document are in the engine, and edits in the engine in the document, whose
@@ -21,6 +21,10 @@ What the engines can't show (pycrdt 0.14.13, y-py 0.6.2):
   items whose neighbours are elsewhere. So that a root is known to be an array, ask the `Doc` for it
   (`doc.get_array(name)`) before you bind.
 - y-py: client ids above 32 bits, which pycrdt has. Subdocuments are `{}`.
+
+Make a `pycrdt.Doc` with `skip_gc=True`: without it, it once crashed the process (a segmentation
+fault) in 600 random sessions of edits on both sides, and not in 2,600 with it. From here nothing
+can be done about that, nor be seen how a document was made.
 
 Reading is between you and the engine: y-py panics on XML fragments that are not roots, for one.
 And pycrdt, asked to insert text behind a character beyond ASCII, may make such an item itself.
@@ -91,7 +95,8 @@ def bind(doc: Doc, ydoc: Any, on_end: Callable[[EngineError], None] | None = Non
     to apply it.
 
     Args:
-        ydoc: a `pycrdt.Doc`, a `ycore_adapters.engines.ypy.YDoc`, or an `Engine` of your own.
+        ydoc: a `pycrdt.Doc(skip_gc=True)`, a `ycore_adapters.engines.ypy.YDoc`, or an `Engine` of
+            your own.
         on_end: told if the binding ends by itself; by default that is logged. It may bind a new
             engine.
 
