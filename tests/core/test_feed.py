@@ -207,6 +207,16 @@ def test_a_pair_that_is_cut_before_it_is_told_is_no_problem() -> None:
     assert engine.doc.to_json() == source.to_json() == {"t": "\ufffd"}
 
 
+def test_a_pair_that_is_cut_after_it_was_deleted() -> None:
+    for deletes, at, is_cut in ((True, 1, True), (True, 2, False), (False, 2, False)):
+        source = Doc(1)
+        engine = Engine(source)
+        source.apply(update({(5, 0): [item(text("a😀b"))]}))
+        source.apply(update(deletes={5: [(0, 4)]} if deletes else {5: [(3, 1)]}))
+        source.apply(update({(6, 0): [item(text("x"), origin=(5, at))]}))
+        assert (engine.feed.problem is not None) is is_cut
+
+
 def test_a_client_id_that_somebody_else_uses() -> None:
     source, engine = Doc(1), Doc(2)
     bound = Engine(source, engine)

@@ -40,7 +40,7 @@ def hand(request: pytest.FixtureRequest) -> type[Hand]:
 
 def cause(error: EngineError) -> str:
     """Which of the documented ends it is; anything else is a failure."""
-    for refusal in ("cut in two", "XML hook", "the engine failed"):
+    for refusal in ("cut in two", "XML hook"):
         if refusal in str(error):
             return refusal
     raise error
@@ -84,9 +84,6 @@ def test_an_engine_shows_what_the_document_shows(
                 )._known.items()
             )
     print(hand.__name__, deliveries, dict(counts))
-    # A PanicException of y-py's, which ends the binding.
-    panics = counts["the engine failed"] + counts["never: the engine failed"]
-    assert panics <= (0.02 * SESSIONS if hand.__name__ == "YPy" else 0)
     assert counts["equal"] > SESSIONS / 3
 
 
@@ -175,5 +172,5 @@ def test_no_update_brings_the_process_down(oracle: Oracle, hand: type[Hand]) -> 
         assert done.returncode == 0, (done.returncode, done.stderr[-3000:])
         counts.update(ast.literal_eval(done.stdout))
     print(hand.__name__, dict(counts))
-    # In 5 (pycrdt) and 7 (y-py) of 1,500 such sessions, for reasons that nobody has looked into.
+    # In 5 (pycrdt) and 6 (y-py) of 1,500 such sessions, for reasons that nobody has looked into.
     assert counts["differ"] <= 0.01 * SESSIONS

@@ -384,6 +384,8 @@ class Doc:
 
     def _events_of(self, transaction: Transaction) -> list[Call]:
         events = events_of(transaction)
+        for feed in self._feeds:
+            feed._note_dropped(transaction.dropped)
         for item in transaction.dropped:
             item.kind, item.content = DELETED, None
         for feed in self._feeds:
@@ -541,6 +543,9 @@ class Doc:
                 feed._note_cut_pair(item)
             transaction.cuts.add(right.id)
             transaction.changed[item.parent].add(item.key)
+        elif item.kind == DELETED:
+            for feed in self._feeds:
+                feed._note_cut_deleted(right)
         self._items[id_[0]].insert(index + 1, right)
         self._starts[id_[0]].insert(index + 1, right.clock)
         return right

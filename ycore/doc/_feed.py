@@ -22,7 +22,7 @@ from ..updates import ParsedUpdate, parse_update
 from ..updates._deletes import Range, coalesce, subtract
 from ..updates._grammar import ANY, DOC, EMBED, FORMAT, GC, JSON, STRING, TYPE
 from ._events import Transaction
-from ._items import Item, Kind, Node, encode_items, split_utf16
+from ._items import Id, Item, Kind, Node, encode_items, split_utf16
 
 if TYPE_CHECKING:
     from ._doc import Doc
@@ -77,6 +77,8 @@ class Feed:
         """What is deleted by the engine's edit that is being taken in."""
         self._taken: dict[int, int] = {}
         self._taken_deletes: dict[int, int] = {}
+        self._dropped_pairs: set[Id] = set()
+        """The second halves of pairs of surrogates in what was deleted."""
         self.problem: str | None = None
         """What the engine can't show. Then there is nothing more to `take`."""
         for client, clock in self._known.items():
@@ -159,6 +161,22 @@ class Feed:
     def _note_cut_pair(self, item: Item) -> None:
         """A pair of surrogates was cut behind this item."""
         if item.clock + item.length < self._known.get(item.client, 0):
+            self.problem = _CUT_PAIR
+
+    def _note_dropped(self, items: list[Item]) -> None:
+        """These are deleted, and nobody will know what was in them; but an engine may keep it."""
+        for item in items:
+            if item.kind == STRING and item.length != item.count:
+                clock = item.clock
+                for character in item.content:
+                    clock += 1
+                    if character > "\uffff":
+                        self._dropped_pairs.add((item.client, clock))
+                        clock += 1
+
+    def _note_cut_deleted(self, right: Item) -> None:
+        """Something deleted was cut before this."""
+        if right.id in self._dropped_pairs and right.clock < self._known.get(right.client, 0):
             self.problem = _CUT_PAIR
 
     def _look_for_cut_pairs(self, client: int, end: int) -> None:
