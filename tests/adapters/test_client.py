@@ -259,18 +259,18 @@ async def test_an_answer_of_http_that_is_final(status: int) -> None:
         assert error.value.code == status
 
 
-SOON = "Retry-After: 100\r\n"
-LATER = (
-    f"Retry-After: {format_datetime(datetime.now(UTC) + timedelta(seconds=120), usegmt=True)}\r\n"
-)
-
-
 @pytest.mark.parametrize(
-    ("status", "header", "least"),
-    [(503, "", 0), (429, SOON, 100), (503, LATER, 20), (500, "Retry-After: soon\r\n", 0)],
+    ("status", "retry_after", "least"),
+    [(503, None, 0), (429, "100", 100), (503, timedelta(seconds=120), 20), (500, "soon", 0)],
 )
-async def test_an_answer_of_http_that_is_not(status: int, header: str, least: int) -> None:
+async def test_an_answer_of_http_that_is_not(
+    status: int, retry_after: str | timedelta | None, least: int
+) -> None:
     async def refuse(stream: SocketStream) -> None:
+        when = retry_after
+        if isinstance(when, timedelta):
+            when = format_datetime(datetime.now(UTC) + when, usegmt=True)
+        header = "" if when is None else f"Retry-After: {when}\r\n"
         await stream.send(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n{header}\r\n".encode())
 
     events: list[Event] = []
