@@ -30,9 +30,13 @@ async def follow(url: str, name: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("which room? Such as ws://127.0.0.1:1234/my-room")
     try:
         anyio.run(follow, sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "text")
     except GaveUpError as exc:
         sys.exit(f"the server refuses: {exc}")
+    except ValueError as exc:
+        sys.exit(str(exc))
     except KeyboardInterrupt:
         pass
