@@ -2,7 +2,9 @@
 # make test            all tests; sets up what they need
 # make lint            ruff and mypy
 # make autobahn        all cases of the Autobahn WebSocket test suite; needs Python 2.7
-# make bench           the benchmarks
+# make bench           the benchmarks of the core; kept as JSON in .benchmarks
+# make bench-peers     the server under load, beside other servers; needs a C compiler, and Node.js
+#                      for some of them; ARGS='--rounds 9 --load saturated' for a part, or more
 # make bench-stores    what storing costs, beside pycrdt-store; ARGS='--trace FILE' for more
 # make fuzz            the fuzz targets, SECONDS=30 each with each engine
 
@@ -10,10 +12,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NODE := tests/interop/node_modules/.package-lock.json
+NODE_PEERS := tests/benchmarks/node_modules/.package-lock.json
 
 SECONDS ?= 30
 
-.PHONY: serve test lint autobahn bench bench-stores fuzz clean
+.PHONY: serve test lint autobahn bench bench-peers bench-stores fuzz clean
 
 serve: $(VENV)/.server
 	@$(BIN)/ycore serve $(ARGS)
@@ -31,7 +34,11 @@ autobahn: $(VENV)/.dev
 	YCORE_AUTOBAHN=all YCORE_REQUIRE_AUTOBAHN=1 $(BIN)/pytest -s tests/conformance $(ARGS)
 
 bench: $(VENV)/.dev
-	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,ops $(ARGS)
+	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-autosave \
+		--benchmark-columns=min,median,ops $(ARGS)
+
+bench-peers: $(VENV)/.peers $(if $(shell command -v npm),$(NODE_PEERS))
+	$(BIN)/python tests/benchmarks/peers.py $(ARGS)
 
 bench-stores: $(VENV)/.peers
 	$(BIN)/python tests/benchmarks/stores.py $(ARGS)
@@ -66,5 +73,10 @@ $(NODE): tests/interop/package.json tests/interop/package-lock.json
 	cd tests/interop && npm ci --omit=optional
 	@touch $@
 
+# With the optional ones: @y/websocket-server does not start without y-leveldb.
+$(NODE_PEERS): tests/benchmarks/package.json tests/benchmarks/package-lock.json
+	cd tests/benchmarks && npm ci
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .autobahn tests/interop/node_modules
+	rm -rf $(VENV) .autobahn tests/interop/node_modules tests/benchmarks/node_modules

@@ -6,16 +6,29 @@ import pytest
 from build import anys, item, text, type_, update
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from ycore import Room, StructStore, check_update
-from ycore.lib0 import write_var_uint
-from ycore.messages import SyncStep1, Update
+from ycore import Awareness, AwarenessEntry, Room, StructStore, check_update
+from ycore.awareness import decode_awareness, encode_awareness
+from ycore.messages import (
+    AwarenessUpdate,
+    Message,
+    PermissionDenied,
+    QueryAwareness,
+    SyncStep1,
+    SyncStep2,
+    Update,
+    decode,
+)
+from ycore.updates import encode_state_vector
 
 AUTHOR = 3_000_000_000  # ids of real clients are random and 32 bits long
 
 
-def keystrokes(count: int) -> list[bytes]:
+ASK_ALL = SyncStep1(b"\x00").encode()
+
+
+def keystrokes(count: int, author: int = AUTHOR) -> list[bytes]:
     return [
-        update({(AUTHOR, i): [item(text("x"), origin=(AUTHOR, i - 1) if i else None)]})
+        update({(author, i): [item(text("x"), origin=(author, i - 1) if i else None)]})
         for i in range(count)
     ]
 
@@ -24,7 +37,8 @@ def prose(size: int) -> bytes:
     """An XML document of short paragraphs, as ProseMirror's binding writes it."""
     structs: list[bytes] = []
     clock = 0
-    while sum(map(len, structs)) < size:
+    written = 0
+    while written < size:
         paragraph = clock
         structs += [
             item(
@@ -37,6 +51,7 @@ def prose(size: int) -> bytes:
             item(text("some words in a paragraph"), parent=(AUTHOR, paragraph + 2)),
         ]
         clock += 3 + len("some words in a paragraph")
+        written += sum(map(len, structs[-4:]))
     return update({(AUTHOR, 0): structs})
 
 
@@ -44,9 +59,46 @@ UPDATES = {
     "keystroke": keystrokes(2)[1],
     "text 1 KB": update({(AUTHOR, 0): [item(text("x" * 1000))]}),
     "text 100 KB": update({(AUTHOR, 0): [item(text("x" * 100_000))]}),
+    "text 2 MB": update({(AUTHOR, 0): [item(text("x" * 2_000_000))]}),
     "prose 1 KB": prose(1000),
     "prose 100 KB": prose(100_000),
+    "prose 2 MB": prose(2_000_000),
 }
+STATE = '{"user":{"name":"Ada","color":"#30bced"},"cursor":{"anchor":123,"head":130}}'
+
+
+def states(count: int, clock: int = 1) -> bytes:
+    """The payload of an awareness message: so many people with a cursor."""
+    return encode_awareness([AwarenessEntry(AUTHOR + i, clock, STATE) for i in range(count)])
+
+
+MESSAGES: dict[str, Message] = {
+    "SyncStep1 of 20 clients": SyncStep1(encode_state_vector({AUTHOR + i: 1 for i in range(20)})),
+    "SyncStep2 of 100 KB": SyncStep2(UPDATES["prose 100 KB"]),
+    "Update, a keystroke": Update(UPDATES["keystroke"]),
+    "AwarenessUpdate": AwarenessUpdate(states(1)),
+    "PermissionDenied": PermissionDenied("this connection is read-only"),
+    "QueryAwareness": QueryAwareness(),
+}
+
+
+def room_of(members: int) -> Room:
+    """A room with members that are synced."""
+    room = Room("doc")
+    for _ in range(members):
+        member, _ = room.join(now=0)
+        room.receive(member, ASK_ALL, now=0)
+    return room
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_decode_message(benchmark: BenchmarkFixture, kind: str) -> None:
+    benchmark(decode, MESSAGES[kind].encode())
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_encode_message(benchmark: BenchmarkFixture, kind: str) -> None:
+    benchmark(MESSAGES[kind].encode)
 
 
 @pytest.mark.parametrize("kind", UPDATES)
@@ -76,23 +128,77 @@ def test_encode_prose_100_kb(benchmark: BenchmarkFixture) -> None:
     benchmark(store.encode)
 
 
+@pytest.mark.parametrize("kind", ["all", "the last keystroke", "nothing"])
+def test_join(benchmark: BenchmarkFixture, kind: str) -> None:
+    """What a joiner lacks of a document of 20 authors, 200 KB."""
+    store = StructStore()
+    for author in range(20):
+        for data in keystrokes(500, AUTHOR + author):
+            store.add(data)
+        store.add(update({(author, 0): [item(text("x" * 10_000))]}))
+    known = store.state_vector()
+    if kind == "all":
+        known = {}
+    elif kind == "the last keystroke":
+        known[AUTHOR] -= 1
+    state_vector = encode_state_vector(known)
+    benchmark(store.diff, state_vector)
+
+
 @pytest.mark.parametrize("members", [10, 100, 1000])
 def test_broadcast_a_thousand_keystrokes(benchmark: BenchmarkFixture, members: int) -> None:
     """The cost in the core does not grow with the members."""
     frames = [Update(data).encode() for data in keystrokes(1000)]
-    step1 = bytearray()
-    write_var_uint(step1, 0)
-
-    def setup() -> tuple[tuple[Room], dict[str, object]]:
-        room = Room("doc")
-        for _ in range(members):
-            member, _ = room.join(now=0)
-            room.receive(member, SyncStep1(bytes(step1)).encode(), now=0)
-        return (room,), {}
 
     def broadcast(room: Room) -> None:
         author = room.members[0]
         for frame in frames:
             room.receive(author, frame, now=0)
 
-    benchmark.pedantic(broadcast, setup=setup, rounds=10)
+    benchmark.pedantic(broadcast, setup=lambda: ((room_of(members),), {}), rounds=10)
+
+
+def test_burst_in_one_frame(benchmark: BenchmarkFixture) -> None:
+    """A thousand keystrokes in one frame, as y-websocket 4 may send what was typed offline."""
+    frame = b"".join(Update(data).encode() for data in keystrokes(1000))
+
+    def take_in(room: Room) -> None:
+        room.receive(room.members[0], frame, now=0)
+
+    benchmark.pedantic(take_in, setup=lambda: ((room_of(10),), {}), rounds=10)
+
+
+def test_burst_of_fifty_authors(benchmark: BenchmarkFixture) -> None:
+    """Fifty members type twenty keystrokes each, in turn."""
+    typed = [keystrokes(20, AUTHOR + i) for i in range(50)]
+    frames = [[Update(data).encode() for data in its] for its in typed]
+
+    def take_in(room: Room) -> None:
+        members = room.members
+        for n in range(20):
+            for member, its in zip(members, frames, strict=True):
+                room.receive(member, its[n], now=0)
+
+    benchmark.pedantic(take_in, setup=lambda: ((room_of(50),), {}), rounds=10)
+
+
+def test_decode_awareness_of_100(benchmark: BenchmarkFixture) -> None:
+    benchmark(decode_awareness, states(100))
+
+
+def test_encode_awareness_of_100(benchmark: BenchmarkFixture) -> None:
+    awareness = Awareness()
+    awareness.apply(decode_awareness(states(100)), 0)
+    benchmark(lambda: encode_awareness(awareness.entries()))
+
+
+@pytest.mark.parametrize("members", [10, 100, 1000])
+def test_a_thousand_cursor_moves(benchmark: BenchmarkFixture, members: int) -> None:
+    """Awareness from one member to all."""
+    frames = [AwarenessUpdate(states(1, clock)).encode() for clock in range(1, 1001)]
+
+    def move(room: Room) -> None:
+        for frame in frames:
+            room.receive(room.members[0], frame, now=0)
+
+    benchmark.pedantic(move, setup=lambda: ((room_of(members),), {}), rounds=10)
