@@ -15,7 +15,6 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Final
 
-from ycore_adapters._peer import Message as PeerMessage
 from ycore_adapters._peer import Peer, PeerState
 from ycore_adapters.hooks import Request
 from ycore_adapters.stores._log import (
@@ -502,9 +501,9 @@ def _talk(pieces: Iterator[bytes]) -> tuple[list[object], bool, int]:
                 events.append(event.room)
                 todo = [*peer.accept(), *todo]
             else:
-                assert isinstance(event, PeerMessage)
-                assert len(event.data) <= 5000
-                events.append(event.data)
+                assert type(event) is bytes
+                assert len(event) <= 5000
+                events.append(event)
         sent += len(peer.take_output())
     goes_on = peer.state not in (PeerState.CLOSING, PeerState.DONE)
     return events, goes_on, sent

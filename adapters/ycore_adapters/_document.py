@@ -60,9 +60,9 @@ class _Local(Connection):
 
     # -- what the driver asks
 
-    def send(self, frame: bytes) -> None:
-        self._incoming.append(frame)
-        self.waiting += len(frame)
+    def send(self, frames: tuple[bytes, ...]) -> None:
+        self._incoming.extend(frames)
+        self.waiting += sum(map(len, frames))
         self._something.set()
 
     def close(self, code: int, reason: str) -> None:

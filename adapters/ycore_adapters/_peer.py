@@ -5,7 +5,7 @@ Plain requests are answered here, each with a short text and `Connection: close`
 
     receive(bytes) -> events;  then send what `take_output()` gives
     Request -> answer with accept() or refuse()
-    Message -> one whole binary message
+    bytes   -> one whole binary message
     state   -> DONE: close the socket once the output is sent
 
 What comes is worked off at once, in time linear in its bytes, and what is kept of it is bounded: of
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
 from io import BytesIO
@@ -45,8 +44,8 @@ from ._paths import in_prefix, no_room, plain_answer
 from .hooks import Request
 
 _FIN_BINARY: Final = 0x82
-_EXTENDED: Final = {126: 2, 127: 8}
-"""How many bytes of length follow these lengths."""
+_PING: Final = 0x89
+_PONG: Final = 0x8A
 
 _COMPRESS_FROM: Final = 256
 _COMPRESS_UPTO: Final = 512 * 1024
@@ -66,14 +65,7 @@ class PeerState(Enum):
     """Both sides have said all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One whole binary message."""
-
-    data: bytes
-
-
-Event: TypeAlias = Request | Message
+Event: TypeAlias = Request | bytes
 
 
 class Peer:
@@ -113,26 +105,37 @@ class Peer:
         self._acceptance: list[tuple[bytes, bytes]] = []
         """The headers of the answer that opens the WebSocket, once it was asked for."""
         self._ws: Connection | None = None
-        """Once it is open."""
+        """Once it is needed: most connections have nothing but plain frames."""
+        self._is_open = False
+        """Whether frames are still read: what answers our close frame, too."""
         self._header = b""
         """The beginning of a frame whose header has not come as a whole."""
         self._due = 0
-        """How many bytes are still to come of the frame that wsproto is given."""
+        """How many bytes are still to come of the frame that is being received."""
+        self._mask: bytes | None = None
+        """Of that frame, if it is a plain one; otherwise wsproto is given it."""
         self._in_message = False
         """Whether a message has begun in fragments, and not ended."""
-        self._message = BytesIO()
-        """What has come of a message in fragments. It is handed on without another copy."""
+        self._message: BytesIO | None = None
+        """What has come of a message, if not all has. It is handed on without another copy."""
         self._output: list[bytes] = []
 
     @property
     def has_said_all(self) -> bool:
         """Whether nothing will follow the output so far, nor an answer of the peer be read."""
-        return self.state is PeerState.DONE or (self.state is PeerState.CLOSING and not self._ws)
+        return self.state is PeerState.DONE or (
+            self.state is PeerState.CLOSING and not self._is_open
+        )
 
     @property
     def unfinished(self) -> int:
         """How many bytes of a message have come whose end has not."""
-        return self._message.tell()
+        return self._message.tell() if self._message is not None else 0
+
+    @property
+    def has_output(self) -> bool:
+        """Whether there is something to be sent."""
+        return bool(self._output)
 
     def take_output(self) -> bytes:
         """What is to be sent, and no longer kept here."""
@@ -147,7 +150,7 @@ class Peer:
             return []
         if self.state is PeerState.REQUEST:
             return self._receive_http(data)
-        if self._ws is not None:
+        if self._is_open:
             return self._receive_websocket(data)
         if self.state is PeerState.ASKED and self._http is not None:
             self._http.receive_data(data)  # for `accept`; who waits with the answer reads no more
@@ -231,8 +234,8 @@ class Peer:
         self._output.append(self._http.send(answer))
         early, _ = self._http.trailing_data
         self._http = None
-        inbound = Inbound(self._max_message_bytes, inflates=self.window is not None)
-        self._ws = Connection(ConnectionType.SERVER, [inbound])
+        self._acceptance = []
+        self._is_open = True
         self.state = PeerState.OPEN
         return self._receive_websocket(early) if early else []
 
@@ -247,70 +250,105 @@ class Peer:
 
     # -- WebSocket
 
+    def _wsproto(self) -> Connection:
+        if self._ws is None:
+            inbound = Inbound(self._max_message_bytes, inflates=self.window is not None)
+            self._ws = Connection(ConnectionType.SERVER, [inbound])
+        return self._ws
+
     def _receive_websocket(self, data: bytes) -> list[Event]:
-        """Take frames apart: whole messages in one frame, nearly all there are, here, where it
-        takes a tenth of the time; everything else, right or wrong, by wsproto, frame by frame."""
+        """Take frames apart: whole messages in one frame and pongs, nearly all there are, here,
+        where it takes a tenth of the time; all else, right or wrong, by wsproto, frame by frame."""
         if self._header:
             data, self._header = self._header + data, b""
         messages: list[Event] = []
         size = len(data)
         pos = 0
-        while pos < size and self._ws is not None and self.state is not PeerState.DONE:
+        while pos < size and self._is_open and self.state is not PeerState.DONE:
             if self._due:
                 part = data[pos : pos + self._due]
                 pos += len(part)
                 self._due -= len(part)
-                messages += self._receive_by_wsproto(part)
+                if self._mask is None:
+                    messages += self._receive_by_wsproto(part)
+                else:
+                    self._receive_part(part, self._mask, messages)
                 continue
             # RFC 6455 section 5.2
-            length = data[pos + 1] & 0x7F if pos + 1 < size else 0
-            begin = pos + 2 + _EXTENDED.get(length, 0)
+            second = data[pos + 1] if pos + 1 < size else 0
+            length = second & 0x7F
+            begin = pos + 2
+            shortest = 0
+            if length >= 126:
+                begin, shortest = (begin + 2, 126) if length == 126 else (begin + 8, 2**16)
+                length = int.from_bytes(data[pos + 2 : begin])
             if begin > size:
                 self._header = data[pos:]
                 break
-            first, masked = data[pos], data[pos + 1] >= 0x80
-            if length >= 126:
-                length = int.from_bytes(data[pos + 2 : begin])
-            begin += 4 * masked
+            first = data[pos]
+            is_masked = second >= 0x80
+            if is_masked:
+                begin += 4
             end = begin + length
             if (
                 first == _FIN_BINARY
-                and masked
-                and end <= size
-                and (begin == pos + 6 or (length >= 126 and begin == pos + 8))
-                and length <= self._max_message_bytes
+                and is_masked
+                and shortest <= length <= self._max_message_bytes
                 and not self._in_message
             ):
-                if self.state is PeerState.OPEN:
-                    messages.append(Message(_unmask(data[begin:end], data[begin - 4 : begin])))
+                if begin > size:
+                    self._header = data[pos:]
+                    break
+                mask = data[begin - 4 : begin]
+                if end <= size:
+                    if self.state is PeerState.OPEN:
+                        messages.append(_unmask(data[begin:end], mask))
+                    pos = end
+                else:
+                    self._mask, self._due = mask, length
+                    self._message = BytesIO()
+                    pos = begin
+                continue
+            if first == _PONG and is_masked and length < 126 and end <= size:
                 pos = end
                 continue
             if first & 0x0F < 8:
                 self._in_message = first < 0x80
-            self._due = end - pos
+            self._mask, self._due = None, end - pos
         return messages
 
+    def _receive_part(self, part: bytes, mask: bytes, messages: list[Event]) -> None:
+        """A part of a plain frame came."""
+        if self.state is PeerState.OPEN and self._message is not None:
+            at = self._message.tell() % 4
+            self._message.write(_unmask(part, mask[at:] + mask[:at]))
+            if not self._due:
+                messages.append(self._message.getvalue())
+                self._message = None
+
     def _receive_by_wsproto(self, data: bytes) -> list[Event]:
-        assert self._ws is not None
-        self._ws.receive_data(data)
+        ws = self._wsproto()
+        ws.receive_data(data)
         messages: list[Event] = []
-        for event in self._ws.events():
+        for event in ws.events():
             if isinstance(event, CloseConnection):
                 self._closed_by_peer(event)
                 break
             if self.state is not PeerState.OPEN:
                 continue
             if isinstance(event, BytesMessage):
+                if self._message is None:
+                    self._message = BytesIO()
                 self._message.write(event.data)
                 if event.message_finished:
-                    messages.append(Message(self._message.getvalue()))
-                    self._message = BytesIO()
+                    messages.append(self._message.getvalue())
+                    self._message = None
             elif isinstance(event, TextMessage):
                 self._take_text(event)
             elif isinstance(event, Ping):
                 # Each one, in order: the latest would be enough (RFC 6455 section 5.5.3), but who
                 # sends several may count. What waits of this is for the caller to bound.
-                self._output.append(self._ws.send(event.response()))
+                self._output.append(ws.send(event.response()))
         return messages
 
     def _take_text(self, event: TextMessage) -> None:
@@ -318,17 +356,17 @@ class Peer:
         self.close(CloseCode.UNSUPPORTED_DATA, "binary messages only")
 
     def _closed_by_peer(self, event: CloseConnection) -> None:
-        assert self._ws is not None
-        if self._ws.state is ConnectionState.REMOTE_CLOSING:
-            self._output.append(self._ws.send(event.response()))
-        elif self._ws.state is ConnectionState.OPEN:
+        ws = self._wsproto()
+        if ws.state is ConnectionState.REMOTE_CLOSING:
+            self._output.append(ws.send(event.response()))
+        elif ws.state is ConnectionState.OPEN:
             # An error: wsproto says how to close, and leaves it to us.
             reason = event.reason
             if event.code is CloseReason.MESSAGE_TOO_BIG:
                 reason = f"a message is at most {self._max_message_bytes} bytes"
-            self._output.append(self._ws.send(CloseConnection(event.code, reason)))
-            self._ws = None
-            self._message = BytesIO()
+            self._output.append(ws.send(CloseConnection(event.code, reason)))
+            self._is_open = False
+            self._message = None
             self.state = PeerState.CLOSING
             return
         self.state = PeerState.DONE
@@ -336,15 +374,13 @@ class Peer:
     def close(self, code: int, reason: str) -> None:
         """Send our close frame. The peer's answer makes it DONE."""
         if self.state is PeerState.OPEN:
-            assert self._ws is not None
-            self._output.append(self._ws.send(CloseConnection(code, reason)))
-            self._message = BytesIO()
+            self._output.append(self._wsproto().send(CloseConnection(code, reason)))
+            self._message = None
             self.state = PeerState.CLOSING
 
     def ping(self) -> None:
         if self.state is PeerState.OPEN:
-            assert self._ws is not None
-            self._output.append(self._ws.send(Ping()))
+            self._output.append(_header(_PING, 0))
 
 
 def _plain_answer(
@@ -369,17 +405,17 @@ def refusal(status: int, text: str, *, retry_after: int) -> bytes:
     return b"\r\n".join([start, *(b": ".join(header) for header in headers), b"", body])
 
 
-def frame_message(data: bytes, window: Window | None = None) -> bytes:
-    """A binary message as the bytes of one WebSocket frame, the same for every receiver of the same
-    window (None: without compression), since servers don't mask.
+def frame_message(data: bytes, window: Window | None = None) -> tuple[bytes, bytes]:
+    """A binary message as one WebSocket frame, its header and its payload, the same for every
+    receiver of the same window (None: without compression), since servers don't mask.
 
     It is compressed only if that makes it smaller: RFC 7692 section 6 lets each message choose.
     """
     if window is not None and _COMPRESS_FROM <= len(data) <= _COMPRESS_UPTO:
         deflated = deflate(data, window)
         if len(deflated) < len(data):
-            return _frame(0xC2, deflated)  # FIN, RSV1, binary
-    return _frame(0x82, data)  # FIN, binary
+            return _header(0xC2, len(deflated)), deflated  # FIN, RSV1, binary
+    return _header(_FIN_BINARY, len(data)), data
 
 
 def _unmask(payload: bytes, mask: bytes) -> bytes:
@@ -390,11 +426,10 @@ def _unmask(payload: bytes, mask: bytes) -> bytes:
     return plain.to_bytes(size, "little")
 
 
-def _frame(first: int, payload: bytes) -> bytes:
+def _header(first: int, size: int) -> bytes:
     """RFC 6455 section 5.2."""
-    size = len(payload)
     if size < 126:
-        return bytes((first, size)) + payload
+        return bytes((first, size))
     if size < 2**16:
-        return struct.pack("!BBH", first, 126, size) + payload
-    return struct.pack("!BBQ", first, 127, size) + payload
+        return struct.pack("!BBH", first, 126, size)
+    return struct.pack("!BBQ", first, 127, size)

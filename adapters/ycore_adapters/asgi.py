@@ -346,10 +346,10 @@ class _Socket(Connection):
 
     # -- what the driver asks
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frames: tuple[bytes, ...]) -> None:
         if self._closing is None and not self._over:
-            self._outbox.append(frame)
-            self.waiting += len(frame)
+            self._outbox.extend(frames)
+            self.waiting += sum(map(len, frames))
             self.flush()
 
     def close(self, code: int, reason: str) -> None:

@@ -18,8 +18,9 @@ class Connection(ABC):
     """What it may do, once it was admitted."""
 
     @abstractmethod
-    def send(self, frame: bytes) -> None:
-        """Queue one binary WebSocket message, and see to `Driver.flush_soon`."""
+    def send(self, frames: tuple[bytes, ...]) -> None:
+        """Queue binary WebSocket messages, at least one, and see to `Driver.flush_soon`. The same
+        object comes for everyone who is sent the same."""
 
     @abstractmethod
     def close(self, code: int, reason: str) -> None:
@@ -32,4 +33,4 @@ class Connection(ABC):
     @abstractmethod
     def flush(self) -> None:
         """Write as much as the socket takes now. If something has to wait, write it as soon as
-        the socket takes more; call `Driver.drained` whenever nothing waits any more."""
+        the socket takes more, and call `Driver.drained` when nothing waits any more."""

@@ -14,15 +14,18 @@ kept, nobody is shown any of it, and soon nobody is read any further. Then the r
 When the store says that a room has outgrown its document, the room's state is written out in its
 place (`_compact`), after it was checked that it decodes to the same state.
 
-Sending only queues. Once per turn of the event loop one task (`_flush`) asks each connection that
-was sent something to write it out: one write a member, whatever came together in that turn.
+Sending only queues. At the end of each turn of the event loop (`_end_turn`) all that has come in it
+is worked off, room by room: updates are stored in one go, what goes to the same members is given to
+each of them in one go, and each connection that was sent something is asked to write it out. So
+there is one write a member, whatever came together in that turn. A turn of a busy room ends later:
+see `_is_to_wait`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
@@ -60,6 +63,7 @@ from ycore.steps import Steps
 from ycore.updates import ParsedUpdate, parse_update_steps, parts_of
 
 from ._document import DocumentClosed, open_document
+from ._eventloop import EventLoop, event_loop
 from .connection import Connection
 from .hooks import Access, HookCalls, Hooks, Refused, Request, is_own_cancellation
 from .stores import (
@@ -82,6 +86,9 @@ _SLICE: Final = 0.002
 """For how many seconds long work goes on before others get a turn (see `Driver.my_turn`)."""
 _LONG: Final = 16 * 1024
 """From how many bytes on a stored update is taken in step by step."""
+_PATIENCE: Final = 0.001
+"""For how many seconds a busy room waits for more to send in one go, and since when it must have
+had something to do to be busy."""
 _RETRY_FIRST: Final = 0.1
 _RETRY_MOST: Final = 2.0
 """Seconds between two tries of a store that fails; each time twice as long, up to that."""
@@ -123,35 +130,58 @@ class DriverSettings:
 class _Work:
     """What is still to be carried out in one room."""
 
-    def __init__(self) -> None:
-        self.effects: deque[Effect] = deque()
+    __slots__ = ("_progress", "added", "backlog", "effects", "seen", "since", "taken")
+
+    def __init__(self, since: float) -> None:
+        self.effects: list[Effect] = []
         self.added = self.taken = 0
         """How many there have been, and how many were carried out."""
         self.backlog = 0
         """Bytes of updates and frames in them."""
-        self.progress = anyio.Event()
-        """Set, and replaced, when some of it is done."""
+        self.since = since
+        """When the first came."""
+        self.seen = 0
+        """How many there had been at the end of a turn."""
+        self._progress: anyio.Event | None = None
+        """Set when some of it is done, if somebody waits for that."""
 
     def add(self, effects: list[Effect]) -> None:
-        self.effects.extend(effects)
+        self.effects += effects
         self.added += len(effects)
-        self.backlog += sum(map(_size, effects))
+        self.backlog += _size(effects)
 
-    def take(self) -> Effect:
-        effect = self.effects.popleft()
-        self.taken += 1
-        self.backlog -= _size(effect)
-        return effect
+    def take(self, count: int) -> list[Effect]:
+        """The first so many, which are to be carried out now."""
+        taken = self.effects[:count]
+        del self.effects[:count]
+        self.taken += count
+        self.backlog -= _size(taken)
+        return taken
+
+    async def progress(self) -> None:
+        """Wait until some of it is done."""
+        if self._progress is None:
+            self._progress = anyio.Event()
+        await self._progress.wait()
+
+    def progressed(self) -> None:
+        if self._progress is not None:
+            self._progress.set()
+            self._progress = None
 
 
 class _Release(Unload):
     """The hooks have caught up with a room that is to be unloaded."""
 
 
-def _size(effect: Effect) -> int:
-    if isinstance(effect, Persist):
-        return len(effect.update)
-    return len(effect.frame) if isinstance(effect, Send) else 0
+def _size(effects: list[Effect]) -> int:
+    size = 0
+    for effect in effects:
+        if isinstance(effect, Send):
+            size += len(effect.frame)
+        elif isinstance(effect, Persist):
+            size += len(effect.update)
+    return size
 
 
 def _load_steps(room: Room, update: bytes) -> Generator[None, None, None]:
@@ -205,19 +235,22 @@ class Driver:
         self._fresh: list[tuple[Room, _Work]] = []
         """Rooms that have got something to do in this turn."""
         self._dirty: list[Connection] = []
-        self._something_to_do = anyio.Event()
+        self._turn_ends = False
+        """Whether the end of this turn is under way."""
+        self._worked_off: dict[Room, float] = {}
+        """When a room last had something to do; of long ago not kept."""
         self._turn = anyio.Lock()
         self._is_over = False
-        """Whether what would work through `_fresh` has ended."""
         self._stack = AsyncExitStack()
         self._tasks: anyio.abc.TaskGroup
         self._calls: HookCalls
+        self._loop: EventLoop
 
     async def __aenter__(self) -> Self:
         self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(self._tasks.cancel_scope.cancel)
         self._calls = HookCalls(self._tasks, self.hook_errors)
-        self._tasks.start_soon(self._flush)
+        self._loop = event_loop(self._tasks)
         self._tasks.start_soon(self._tick)
         return self
 
@@ -227,7 +260,13 @@ class Driver:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._stack.__aexit__(exc_type, exc, traceback)
+        try:
+            await self._stack.__aexit__(exc_type, exc, traceback)
+        finally:
+            self._is_over = True
+            for work in self._work.values():  # nobody does it any more, nor shall wait for it
+                work.progressed()
+            self._work.clear()
 
     # -- for transports
 
@@ -273,7 +312,7 @@ class Driver:
             room = request.room if access.room is None else access.room
             return self.join(room, connection, read_only=access.read_only)
         if access.is_final:
-            connection.send(PermissionDenied(access.reason).encode())
+            connection.send((PermissionDenied(access.reason).encode(),))
         connection.close(access.code, access.reason)
         return None
 
@@ -290,23 +329,43 @@ class Driver:
         self._carry_out(member.room, effects)
         return member
 
-    async def receive(self, member: Member, frame: bytes, *, throttled: bool = True) -> None:
+    def receive_now(self, member: Member, data: bytes) -> Frame | None:
+        """A WebSocket message came from a member: take it in at once, if nothing has to be waited
+        for. Otherwise returns what is left to be done of it, for `receive`.
+        """
+        frame = Frame(data)
+        room = member.room
+        work = self._work.get(room)
+        if (
+            (work is not None and work.backlog > self.limits.max_backlog_bytes)
+            or room.state is State.LOADING
+            or self._calls.is_far_behind(room, self.limits.max_backlog_bytes)
+        ):
+            return frame
+        if effects := room.receive(member, frame, now=self.clock()):
+            self._carry_out(room, effects)
+        return None if frame.done else frame
+
+    async def receive(
+        self, member: Member, message: bytes | Frame, *, throttled: bool = True
+    ) -> None:
         """A WebSocket message came from a member. Returns when the next may be read.
 
         Args:
+            message: or what `receive_now` has left of it.
             throttled: whether to wait for the store and the hooks if they are far behind. A hook
                 that does would wait for itself.
         """
         room = member.room
         while room.state is State.LOADING and room in self._work:
-            await self._work[room].progress.wait()
-        message = Frame(frame)
+            await self._work[room].progress()
+        frame = message if isinstance(message, Frame) else Frame(message)
         pause = 0.0
         while True:
-            self._carry_out(room, room.receive(member, message, now=self.clock()))
+            self._carry_out(room, room.receive(member, frame, now=self.clock()))
             if throttled:
                 await self._keep_up(room)
-            if message.done:
+            if frame.done:
                 return
             if self.clock() > pause:
                 await self.my_turn()
@@ -314,7 +373,7 @@ class Driver:
 
     async def _keep_up(self, room: Room) -> None:
         while (work := self._work.get(room)) and work.backlog > self.limits.max_backlog_bytes:
-            await work.progress.wait()
+            await work.progress()
         await self._calls.caught_up(room, self.limits.max_backlog_bytes)
 
     def take(self, member: Member, frame: bytes) -> None:
@@ -329,7 +388,7 @@ class Driver:
     def flush_soon(self, connection: Connection) -> None:
         """Have `connection.flush` called at the end of this turn of the event loop."""
         self._dirty.append(connection)
-        self._something_to_do.set()
+        self._end_turn_soon()
 
     async def my_turn(self) -> None:
         """Wait until long work may go on for a slice.
@@ -368,7 +427,7 @@ class Driver:
         if open_room is not None and work is not None:
             until = work.added
             while work.taken < until and self._work.get(open_room) is work:
-                await work.progress.wait()
+                await work.progress()
 
     def dismiss(self, member: Member, code: int, reason: str) -> None:
         """Send a member away: it may no longer be here, say. Does nothing if it has left."""
@@ -407,7 +466,7 @@ class Driver:
             reason = "the server is shutting down"
             self._carry_out(room, self.hub.close(room, CloseCode.GOING_AWAY, reason, now=now))
         while self._work:
-            await next(iter(self._work.values())).progress.wait()
+            await next(iter(self._work.values())).progress()
         for room in rooms:
             self._calls.soon(room, "before_unload", self.hooks.before_unload, room)
         for room in rooms:
@@ -422,65 +481,62 @@ class Driver:
                 if isinstance(effect, Persist | Load | Unload):
                     if self._is_over:
                         raise LocalProtocolError("the driver has ended: nothing can be stored")
-                    work = self._work[room] = _Work()
+                    work = self._work[room] = _Work(self.clock())
                     self._fresh.append((room, work))
-                    self._something_to_do.set()
+                    self._end_turn_soon()
+                    self._do(effects[:i])
                     effects = effects[i:]
                     break
-                self._do(effect)
             else:
+                self._do(effects)
                 return
         work.add(effects)
 
     def _work_now(self, room: Room, work: _Work) -> bool:
         """Work through the queue if nothing in it has to be waited for. Returns whether it did."""
         while work.effects:
-            effect = work.effects[0]
-            if isinstance(effect, Load | Unload):
+            count, updates = self._batch(work)
+            if not count:
                 return False
-            if isinstance(effect, Persist):
-                count, updates = self._batch(work)
-                try:
-                    if not self._store.append_now(room.name, updates):
-                        return False
-                except Exception:
-                    return False  # `_work_through` comes upon it as well, and knows what to do
-                self._stored(room, work, count)
-            else:
-                self._do(work.take())
+            try:
+                if updates and not self._store.append_now(room.name, updates):
+                    return False
+            except Exception:
+                return False  # `_work_through` comes upon it as well, and knows what to do
+            self._stored(room, work, count, updates)
         del self._work[room]
-        work.progress.set()
+        work.progressed()
         return True
 
-    async def _work_through(self, room: Room, work: _Work) -> None:
+    async def _work_through(self, room: Room, work: _Work, failed: Exception | None = None) -> None:
         try:
+            if failed is not None:
+                raise failed
             while work.effects:
                 effect = work.effects[0]
-                if isinstance(effect, Persist):
-                    await self._persist(room, work)
-                else:
-                    work.take()
+                if isinstance(effect, Load | Unload):
+                    work.take(1)
                     if isinstance(effect, Load):
                         await self._load(room)
                     elif isinstance(effect, _Release):
                         await self._release(effect)
-                    elif isinstance(effect, Unload):
-                        await self._unload(effect)
                     else:
-                        self._do(effect)
-                work.progress.set()
-                work.progress = anyio.Event()
+                        await self._unload(effect)
+                else:
+                    await self._persist(room, work)
+                work.progressed()
         except Exception as exc:  # whatever a store may raise costs this room its members, no more
             await self._give_up(room, work, exc)
         finally:
-            del self._work[room]
-            work.progress.set()
+            self._work.pop(room, None)
+            work.progressed()
 
     async def _persist(self, room: Room, work: _Work) -> None:
         """Store all updates that wait, and send them."""
         count, updates = self._batch(work)
-        await self._patiently(room, lambda: self._store.append(room.name, updates))
-        self._stored(room, work, count)
+        if updates:
+            await self._patiently(room, lambda: self._store.append(room.name, updates))
+        self._stored(room, work, count, updates)
 
     def _batch(self, work: _Work) -> tuple[int, list[StoredUpdate]]:
         """The updates that wait, up to a change of the room's state, and how many effects it are
@@ -489,32 +545,23 @@ class Driver:
         now = self._wall_clock()
         updates = []
         for effect in work.effects:
-            if isinstance(effect, Load | Unload):
+            if isinstance(effect, Persist):
+                metadata = b"" if self.hooks.metadata is None else self._metadata_of(effect.author)
+                updates.append(StoredUpdate(effect.update, now, metadata))
+            elif isinstance(effect, Load | Unload):
                 break
             count += 1
-            if isinstance(effect, Persist):
-                updates.append(StoredUpdate(effect.update, now, self._metadata_of(effect.author)))
         return count, updates
 
-    def _stored(self, room: Room, work: _Work, count: int) -> None:
+    def _stored(self, room: Room, work: _Work, count: int, updates: list[StoredUpdate]) -> None:
         """So many effects can be carried out, now that their updates are stored."""
-        for _ in range(count):
-            effect = work.take()
-            if isinstance(effect, Persist):
-                update, author = effect.update, effect.author
-                on_update = self.hooks.on_update
-                self._calls.soon(
-                    room, "on_update", on_update, room, update, author, size=len(update)
-                )
-            else:
-                self._do(effect)
-        if self._store.outgrown(room.name) and room not in self._compacting:
+        self._do(work.take(count))
+        if updates and self._store.outgrown(room.name) and room not in self._compacting:
             self._compacting[room] = anyio.Event()
             self._tasks.start_soon(self._compact, room)
 
     def _metadata_of(self, author: Member) -> bytes:
-        if self.hooks.metadata is None:
-            return b""
+        assert self.hooks.metadata is not None
         try:
             return self.hooks.metadata(author)
         except Exception:  # no reason to lose an edit
@@ -662,27 +709,57 @@ class Driver:
             await self._store.release(room.name)
         except Exception as release_exc:
             logger.error("release failed room=%r error=%r", room.name, str(release_exc))
-        closes = [effect for effect in work.effects if isinstance(effect, Close)]
+        left: list[Effect] = [effect for effect in work.effects if isinstance(effect, Close)]
         work.effects.clear()
         reason = "the document's store failed, try again later"
-        now = self.clock()
-        for effect in closes + self.hub.close(room, CloseCode.TRY_AGAIN_LATER, reason, now=now):
-            self._do(effect)
+        self._do(left + self.hub.close(room, CloseCode.TRY_AGAIN_LATER, reason, now=self.clock()))
 
-    def _do(self, effect: Effect) -> None:
-        if isinstance(effect, Send):
-            frame, skip = effect.frame, effect.skip
-            for member in effect.to:
-                connection = member.link
-                if member is not skip and connection is not None:
-                    overflows = (
-                        connection.waiting
-                        and connection.waiting + len(frame) > self.limits.max_outbox_bytes
-                    )
-                    connection.send(frame)
-                    if overflows:
-                        self._overflowed(member, connection)
-        elif isinstance(effect, Close):
+    def _do(self, effects: list[Effect]) -> None:
+        """Carry out effects whose updates are stored."""
+        burst: list[Send] = []
+        for effect in effects:
+            if isinstance(effect, Send):
+                if burst and effect.to is not burst[0].to:
+                    self._send(burst)
+                    burst = []
+                burst.append(effect)
+            elif isinstance(effect, Persist):
+                if (hook := self.hooks.on_update) is not None:
+                    update, author = effect.update, effect.author
+                    args = author.room, update, author
+                    self._calls.soon(author.room, "on_update", hook, *args, size=len(update))
+            else:
+                if burst:
+                    self._send(burst)
+                    burst = []
+                self._do_rarer(effect)
+        if burst:
+            self._send(burst)
+
+    def _send(self, burst: list[Send]) -> None:
+        """Send frames that are for the same members, but for their authors."""
+        frames = tuple([send.frame for send in burst])
+        size = sum(map(len, frames))
+        authors = {send.skip for send in burst}
+        for member in burst[0].to:
+            connection = member.link
+            if connection is None:
+                continue
+            its, its_size = frames, size
+            if member in authors:
+                its = tuple([send.frame for send in burst if send.skip is not member])
+                if not its:
+                    continue
+                its_size = sum(map(len, its))
+            overflows = (
+                connection.waiting and connection.waiting + its_size > self.limits.max_outbox_bytes
+            )
+            connection.send(its)
+            if overflows:
+                self._overflowed(member, connection)
+
+    def _do_rarer(self, effect: Effect) -> None:
+        if isinstance(effect, Close):
             connection = effect.member.link
             if connection is not None:
                 effect.member.link = None
@@ -711,33 +788,42 @@ class Driver:
         if connection.waiting > self.limits.max_outbox_bytes:
             member.room.stall(member, now=self.clock())
 
-    # -- tasks
+    # -- the end of a turn
 
-    # These two wait, perhaps for long, and so hold no room or connection in a variable.
+    def _end_turn_soon(self) -> None:
+        if not self._turn_ends:
+            self._turn_ends = True
+            self._loop.soon(self._end_turn)
 
-    async def _flush(self) -> None:
-        try:
-            while True:
-                await self._something_to_do.wait()
-                self._something_to_do = anyio.Event()
-                self._work_fresh()
-                self._flush_dirty()
-        finally:
-            self._is_over = True
-            for room, work in self._fresh:  # nobody does it any more, and nobody shall wait for it
-                del self._work[room]
-                work.progress.set()
-
-    def _work_fresh(self) -> None:
+    def _end_turn(self) -> None:
+        self._turn_ends = False
         fresh, self._fresh = self._fresh, []
+        now = self.clock()
         for room, work in fresh:
+            if self._is_to_wait(room, work, now):
+                self._fresh.append((room, work))
+                self._end_turn_soon()
+                continue
+            failed = None
             try:
-                done = self._work_now(room, work)
-            except Exception:  # a bug: it costs this room its members, no more
-                logger.exception("work failed room=%r", room.name)
-                done = False
-            if not done:
-                self._tasks.start_soon(self._work_through, room, work)
+                if self._work_now(room, work):
+                    continue
+            except Exception as exc:  # a bug: it costs this room its members, no more
+                failed = exc
+            self._tasks.start_soon(self._work_through, room, work, failed)
+        self._flush_dirty()
+        now = self.clock()
+        for room, _ in fresh:
+            self._worked_off[room] = now
+
+    def _is_to_wait(self, room: Room, work: _Work, now: float) -> bool:
+        """Whether more is coming in a busy room, and so it pays to wait for the next turn: a write
+        to each member costs more than all else, however much is written. In a calm room nothing
+        waits."""
+        if now > work.since + _PATIENCE or now > self._worked_off.get(room, 0.0) + _PATIENCE:
+            return False
+        seen, work.seen = work.seen, work.added
+        return seen < work.added
 
     def _flush_dirty(self) -> None:
         dirty, self._dirty = self._dirty, []
@@ -747,7 +833,14 @@ class Driver:
             except Exception:  # a bug: it costs this connection's member, nobody else
                 logger.exception("flush failed")
 
+    # -- time
+    # A task that waits, perhaps for long, holds no room or connection in a variable.
+
     def _do_what_is_due(self) -> None:
+        now = self.clock()
+        self._worked_off = {
+            room: then for room, then in self._worked_off.items() if now <= then + _PATIENCE
+        }
         for room, effects in self.hub.handle_timeout(now=self.clock()):
             self._carry_out(room, effects)
 

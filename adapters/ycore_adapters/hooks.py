@@ -205,6 +205,10 @@ class HookCalls:
         """Whether hooks are still to be called, or being called."""
         return room in self._waiting
 
+    def is_far_behind(self, room: Room, backlog: int) -> bool:
+        """Whether more bytes of a room's updates wait for its hooks than that."""
+        return room in self._waiting and self._sizes[room] > backlog
+
     async def caught_up(self, room: Room, backlog: int = 0) -> None:
         """Wait until no more than so many bytes of a room's updates wait for its hooks; by default
         until none is left to be called."""

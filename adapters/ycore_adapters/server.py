@@ -1,8 +1,9 @@
 """The WebSocket server: anyio listeners on TCP and Unix sockets, for asyncio and trio.
 
-One task reads each connection (`_peer` makes sense of the bytes). Writing is done at once and
-without blocking when the driver says so; only a connection whose socket is full gets a second task,
-until it is not. One task looks once a second for connections that are late in any way.
+A connection is read when there is something to read (`_peer` makes sense of the bytes), and what
+came is done at once if it can be; a task of its own it gets only for what has to wait. Writing is
+done at once and without blocking when the driver says so; only a connection whose socket is full
+gets a task, until it is not. One task looks once a second for connections that are late in any way.
 
 Whatever comes from the network costs its sender the connection and nothing else. What one
 connection may cost, in memory and in the others' time, is bounded by `ServerSettings`.
@@ -20,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,11 +29,12 @@ import anyio
 import anyio.abc
 from anyio import lowlevel
 
-from ycore import CloseCode, Member
+from ycore import CloseCode, Frame, Member
 
 from ._deflate import Window
+from ._eventloop import EventLoop, Rest, event_loop
 from ._paths import check_prefix
-from ._peer import Event, Message, Peer, PeerState, frame_message, refusal
+from ._peer import Event, Peer, PeerState, frame_message, refusal
 from .driver import Connection, Driver
 from .hooks import Request
 
@@ -44,6 +47,13 @@ _SLICE_BYTES: Final = 2 * 1024
 340 frames, or 2 MB that were compressed."""
 _WRITE_BYTES: Final = 256 * 1024
 """How much is offered to a socket in one write: more than its buffer rarely takes."""
+_WRITE_PARTS: Final = 64
+"""How many parts of an outbox are offered at once. It rarely has more than one."""
+_LONG: Final = 64 * 1024
+"""From how many bytes on a message is not copied behind its frame's header."""
+_SHORT: Final = 256
+_FRAMES_KEPT: Final = 1000
+"""Of messages of less than so many bytes up to so many frames are remembered."""
 _TURN: Final = 0.002
 """Seconds one connection's messages are worked on before others get a turn: a single read may
 bring thousands."""
@@ -188,20 +198,46 @@ async def listen_unix(path: str | os.PathLike[str], *, backlog: int = 1024) -> s
     return listener
 
 
-class _FrameCache:
-    """Remembers the frames of the last message, so that a broadcast makes each kind once."""
+class _Framing:
+    """Messages as the bytes of their frames, made once for all who are sent the same."""
 
     def __init__(self) -> None:
-        self._message = b""
-        self._frames: dict[Window | None, bytes] = {}
+        self._messages: tuple[bytes, ...] = ()
+        self._wires: dict[Window | None, list[bytes]] = {}
+        """By kind of frame, the last messages."""
+        self._frames: dict[tuple[Window | None, bytes], bytes] = {}
+        """The frames of short messages: authors get what others do, but for their own."""
 
-    def __call__(self, message: bytes, window: Window | None) -> bytes:
-        if message is not self._message:
-            self._message, self._frames = message, {}
-        frame = self._frames.get(window)
-        if frame is None:
-            frame = self._frames[window] = frame_message(message, window)
-        return frame
+    def __call__(self, messages: tuple[bytes, ...], window: Window | None) -> list[bytes]:
+        if messages is not self._messages:
+            self._messages, self._wires = messages, {}
+        wire = self._wires.get(window)
+        if wire is None:
+            wire = self._wires[window] = self._make(messages, window)
+        return wire
+
+    def _make(self, messages: tuple[bytes, ...], window: Window | None) -> list[bytes]:
+        frames = self._frames
+        if len(frames) > _FRAMES_KEPT:
+            frames.clear()
+        wire = []
+        short: list[bytes] = []
+        for message in messages:
+            key = window, message
+            frame = frames.get(key)
+            if frame is None:
+                head, payload = frame_message(message, window)
+                if len(payload) >= _LONG:  # a copy would cost more than to write it in two
+                    wire += [b"".join((*short, head)), payload]
+                    short = []
+                    continue
+                frame = head + payload
+                if len(message) < _SHORT:
+                    frames[key] = frame
+            short.append(frame)
+        if short:
+            wire.append(b"".join(short))
+        return wire
 
 
 class _Refused:
@@ -287,12 +323,13 @@ class _Socket(Connection):
         """Set once the outbox is empty, if someone waits for it."""
         self._ending = False
         self._dead = False
+        self._watch = server.loop.watch(sock, self._readable)
 
     # -- what the driver asks
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frames: tuple[bytes, ...]) -> None:
         if self.peer.state is PeerState.OPEN:
-            self._put(self.server.framed(frame, self.peer.window))
+            self._put(self.server.framed(frames, self.peer.window))
 
     def close(self, code: int, reason: str) -> None:
         self.peer.close(code, reason)
@@ -313,9 +350,132 @@ class _Socket(Connection):
         except OSError:
             self.abort()
             return
-        if full and not self._writing:  # a resume may have got here first
+        if full:
             self._writing = True
             self.server.tasks.start_soon(self._write_rest)
+
+    # -- reading
+
+    def _readable(self) -> Rest | None:
+        """Read once, and work off what came."""
+        try:
+            if self._answers > self.server.settings.max_answer_bytes and not self._dead:
+                return self._answers_taken
+            data = self.sock.recv(_READ_BYTES)
+            self.heard = time.monotonic()
+            self.pinged = None
+            if self.peer.state is not PeerState.OPEN or len(data) > _SLICE_BYTES:
+                return partial(self._work_off, [], data)
+            rest = self._take_now(self.peer.receive(data), self.heard + _TURN)
+            if rest:
+                return partial(self._work_off, rest)
+            self._worked_off()
+        except BlockingIOError:
+            pass
+        except OSError:  # the connection broke
+            self.end()
+        except Exception:  # a bug: it costs this connection, not the others
+            logger.exception("connection failed")
+            self.end()
+        return None
+
+    def _take_now(self, events: list[Event], until: float) -> list[Event | Frame]:
+        """Take in messages. Returns what is left: what has to wait, and what comes after that."""
+        for i, event in enumerate(events):
+            if isinstance(event, Request) or len(event) > _SLICE_BYTES or time.monotonic() > until:
+                return list(events[i:])
+            if self.member is not None:
+                frame = self.server.driver.receive_now(self.member, event)
+                if frame is not None:
+                    return [frame, *events[i + 1 :]]
+        return []
+
+    async def _work_off(self, events: list[Event | Frame], data: bytes | None = None) -> None:
+        """What may take longer: wait where that has to be, and let others have their turns."""
+        try:
+            turn_ends = 0.0 if events else time.monotonic() + _TURN
+            at = 0
+            while events or data is not None:
+                for event in events:
+                    turn_ends = await self._share(turn_ends)
+                    await self._take(event)
+                events = []
+                if data is not None:
+                    turn_ends = await self._share(turn_ends)
+                    events += self.peer.receive(data[at : at + _SLICE_BYTES])
+                    at += _SLICE_BYTES
+                    if at >= len(data):
+                        data = None
+            self._worked_off()
+        except OSError:  # the connection broke
+            self.end()
+        except Exception:  # a bug: it costs this connection, not the others
+            logger.exception("connection failed")
+            self.end()
+
+    async def _share(self, turn_ends: float) -> float:
+        """Let the others have a turn if this one is over; return when the present one ends."""
+        if time.monotonic() <= turn_ends:
+            return turn_ends
+        await self.server.driver.my_turn()
+        return time.monotonic() + _TURN
+
+    async def _take(self, event: Event | Frame) -> None:
+        if isinstance(event, Request):
+            await self._answer(event)
+        else:
+            self.server.hold(self, len(event))
+            if self.member is not None:
+                self.busy = True
+                await self.server.driver.receive(self.member, event)
+                self.busy = False
+            self.server.hold(self, 0)
+            self.heard = time.monotonic()
+
+    async def _answer(self, request: Request) -> None:
+        driver = self.server.driver
+        request = replace(request, address=_host(self.sock))
+        access = await driver.authorize(request)
+        if self.peer.state is not PeerState.ASKED:
+            return  # it took too long
+        if self.server.is_stopping:
+            self.peer.refuse(503, "the server is shutting down")
+            return
+        early = self.peer.accept(request.subprotocol_for(access))
+        self.put_output()
+        self.member = driver.admit(request, access, self)
+        for event in early:
+            await self._take(event)
+
+    def _worked_off(self) -> None:
+        """All that was read was taken in."""
+        peer = self.peer
+        if peer.has_output:
+            self.put_output()
+        if self.held or peer.unfinished:
+            self.server.hold(self, peer.unfinished)
+        if peer.state is not PeerState.OPEN:
+            self.put_output()
+            self.leave()
+            if peer.state is PeerState.DONE:
+                self.flush()
+                self.end()
+
+    def leave(self) -> None:
+        member, self.member = self.member, None
+        try:
+            if member is not None:
+                self.server.driver.leave(member)
+        except Exception:  # a bug again
+            logger.exception("leaving failed")
+
+    def end(self) -> None:
+        """The connection is over, whatever state it is in."""
+        if self.server.forget(self):
+            self.leave()
+            self.abort()
+            self._watch.stop()
+            self.sock.close()
 
     # -- writing
 
@@ -323,16 +483,16 @@ class _Socket(Connection):
         """Queue what the peer has to say: handshake, pongs, close."""
         if output := self.peer.take_output():
             self._answers += len(output)
-            self._put(output)
+            self._put([output])
         if not self._ending and self.peer.state in (PeerState.CLOSING, PeerState.DONE):
             self._ending = True
             self.since = time.monotonic()
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, wire: list[bytes]) -> None:
         if self._dead:
             return
-        self._outbox.append(data)
-        self.waiting += len(data)
+        self._outbox += wire
+        self.waiting += sum(map(len, wire))
         if not self._dirty:
             self._dirty = True
             self.server.driver.flush_soon(self)
@@ -340,46 +500,45 @@ class _Socket(Connection):
     def _write(self) -> bool:
         """Write what the socket takes; return whether something is left."""
         outbox = self._outbox
-        while outbox:
-            if len(outbox) == 1 or len(outbox[0]) >= _WRITE_BYTES:
-                data = outbox[0]
-                count = 1
-            else:
-                size = count = 0
-                while count < len(outbox) and size < _WRITE_BYTES:
-                    size += len(outbox[count])
-                    count += 1
-                data = b"".join(outbox[:count])
-            try:
-                written = self.sock.send(data[:_WRITE_BYTES])
-            except BlockingIOError:
-                return True
-            self.waiting -= written
-            if written == len(data):
-                del outbox[:count]
-            else:
-                outbox[:count] = [memoryview(data)[written:]]
-        self._all_taken()
-        if self.member is not None:
-            self.server.driver.drained(self.member)
-        if self.peer.has_said_all and not outbox:
+        try:
+            while outbox:
+                if len(outbox) == 1 and len(outbox[0]) <= _WRITE_BYTES:
+                    written = self.sock.send(outbox[0])
+                else:
+                    written = self.sock.sendmsg(_first(outbox, _WRITE_BYTES))
+                self.waiting -= written
+                done = 0
+                while done < len(outbox) and written >= len(outbox[done]):
+                    written -= len(outbox[done])
+                    done += 1
+                del outbox[:done]
+                if written:
+                    outbox[0] = memoryview(outbox[0])[written:]
+        except BlockingIOError:
+            return True
+        if self._answers:
+            self._all_taken()
+        if self._ending and self.peer.has_said_all:
             self.sock.shutdown(socket.SHUT_WR)
-        return bool(outbox)
+        return False
 
     async def _write_rest(self) -> None:
         try:
             while not self._dead:
                 await anyio.wait_writable(self.sock)
                 before = self.waiting
-                if not self._write():
-                    return
+                full = self._write()
                 if self.waiting < before:  # so it reads: that is a sign of life
                     self.heard = time.monotonic()
                     self.pinged = None
+                if not full:
+                    break
         except (OSError, anyio.ClosedResourceError):
             self.abort()
         finally:
             self._writing = False
+        if self.member is not None and not self._dead:
+            self.server.driver.drained(self.member)
 
     def _all_taken(self) -> None:
         self._answers = 0
@@ -387,7 +546,7 @@ class _Socket(Connection):
             self._taken.set()
             self._taken = None
 
-    async def answers_taken(self) -> None:
+    async def _answers_taken(self) -> None:
         """Wait until not too many answers wait. A peer that takes none is given up by `sweep`."""
         while self._answers > self.server.settings.max_answer_bytes and not self._dead:
             if self._taken is None:
@@ -443,8 +602,10 @@ class Server:
         self.driver = driver
         self.listeners = listeners
         self.settings = settings or ServerSettings()
-        self.framed = _FrameCache()
+        self.framed = _Framing()
         self.tasks: anyio.abc.TaskGroup
+        self.loop: EventLoop
+        self.is_stopping = False
         self._sockets: set[_Socket] = set()
         self._addresses: Counter[str | None] = Counter()
         """How many of them come from each."""
@@ -452,7 +613,6 @@ class Server:
         """How much they hold in all."""
         self._refused = _Refused()
         self._accepting = anyio.CancelScope()
-        self._stopping = False
         self._all_gone = anyio.Event()
 
     def make_peer(self) -> Peer:
@@ -473,7 +633,15 @@ class Server:
 
     async def serve(self) -> None:
         """Serve until `stop` is called. Closes the listeners."""
+        try:
+            await self._serve()
+        finally:
+            for sock in tuple(self._sockets):
+                sock.end()
+
+    async def _serve(self) -> None:
         async with anyio.create_task_group() as self.tasks:
+            self.loop = event_loop(self.tasks)
             self.tasks.start_soon(self._sweep)
             try:
                 with self._accepting:
@@ -488,7 +656,7 @@ class Server:
             self.tasks.cancel_scope.cancel()
 
     async def _shut_down(self) -> None:
-        self._stopping = True
+        self.is_stopping = True
         with anyio.move_on_after(self.settings.shutdown_timeout) as scope:
             await self.driver.drain()
         if scope.cancelled_caught:
@@ -529,65 +697,23 @@ class Server:
             limit = settings.max_connections_per_address
             self._refused(sock, 429, "max_connections_per_address", limit)
             return
-        admitted = _Socket(self, sock, address)
-        self._sockets.add(admitted)
+        self._sockets.add(_Socket(self, sock, address))
         self._addresses[address] += 1
-        self.tasks.start_soon(self._serve_socket, admitted)
 
-    async def _serve_socket(self, sock: _Socket) -> None:
-        try:
-            await self._read(sock)
-        except OSError:
-            pass  # the connection broke
-        except Exception:  # a bug: it costs this connection, not the others
-            logger.exception("connection failed")
-        finally:
-            self._forget(sock)
-            if sock.member is not None:
-                self._leave(sock)
-            sock.abort()
-            anyio.notify_closing(sock.sock)
-            sock.sock.close()
-
-    def _forget(self, sock: _Socket) -> None:
-        self._hold(sock, 0)
+    def forget(self, sock: _Socket) -> bool:
+        """A connection is over. Returns whether that is news."""
+        if sock not in self._sockets:
+            return False
+        self.hold(sock, 0)
         self._sockets.discard(sock)
         self._addresses[sock.address] -= 1
         if not self._addresses[sock.address]:
             del self._addresses[sock.address]
-        if self._stopping and not self._sockets:
+        if self.is_stopping and not self._sockets:
             self._all_gone.set()
+        return True
 
-    async def _read(self, sock: _Socket) -> None:
-        while sock.peer.state is not PeerState.DONE:
-            await sock.answers_taken()
-            await anyio.wait_readable(sock.sock)
-            await self._receive(sock)
-        sock.flush()
-
-    async def _receive(self, sock: _Socket) -> None:
-        """Work off one read. Apart from `_read`, so that nothing of it is kept while that waits."""
-        try:
-            data = sock.sock.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
-        sock.heard = time.monotonic()
-        sock.pinged = None
-        turn_ends = sock.heard + _TURN
-        for at in range(0, len(data) or 1, _SLICE_BYTES):
-            for event in sock.peer.receive(data[at : at + _SLICE_BYTES]):
-                if isinstance(event, Request):
-                    await self._answer(sock, event)
-                else:
-                    await self._take(sock, event)
-                turn_ends = await _share(self.driver, turn_ends)
-            turn_ends = await _share(self.driver, turn_ends)
-        sock.put_output()
-        self._hold(sock, sock.peer.unfinished)
-        if sock.peer.state is not PeerState.OPEN and sock.member is not None:
-            self._leave(sock)
-
-    def _hold(self, sock: _Socket, size: int) -> None:
+    def hold(self, sock: _Socket, size: int) -> None:
         """Note how much is kept of a connection's message; if all keep too much, let one go."""
         self._held += size - sock.held
         sock.held = size
@@ -595,40 +721,8 @@ class Server:
             largest = max(self._sockets, key=lambda sock: sock.held)
             logger.warning("messages take too much memory bytes=%d", self._held)
             largest.close(CloseCode.TRY_AGAIN_LATER, "the server has too much to read at once")
-            self._leave(largest)  # so that no more of its message is taken in
-            self._hold(largest, 0)
-
-    def _leave(self, sock: _Socket) -> None:
-        member, sock.member = sock.member, None
-        try:
-            if member is not None:
-                self.driver.leave(member)
-        except Exception:  # a bug again
-            logger.exception("leaving failed")
-
-    async def _answer(self, sock: _Socket, request: Request) -> None:
-        request = replace(request, address=_host(sock.sock))
-        access = await self.driver.authorize(request)
-        if sock.peer.state is not PeerState.ASKED:
-            return  # it took too long
-        if self._stopping:
-            sock.peer.refuse(503, "the server is shutting down")
-            return
-        early = sock.peer.accept(request.subprotocol_for(access))
-        sock.put_output()
-        sock.member = self.driver.admit(request, access, sock)
-        for event in early:
-            await self._take(sock, event)
-
-    async def _take(self, sock: _Socket, event: Event) -> None:
-        if isinstance(event, Message):
-            self._hold(sock, len(event.data))
-            if sock.member is not None:
-                sock.busy = True
-                await self.driver.receive(sock.member, event.data)
-                sock.busy = False
-            self._hold(sock, 0)
-            sock.heard = time.monotonic()
+            largest.leave()  # so that no more of its message is taken in
+            self.hold(largest, 0)
 
     async def _sweep(self) -> None:
         while True:
@@ -639,9 +733,12 @@ class Server:
             self._refused.sweep(now)
 
 
-async def _share(driver: Driver, turn_ends: float) -> float:
-    """Let the others have a turn if this one is over; return when the present one ends."""
-    if time.monotonic() <= turn_ends:
-        return turn_ends
-    await driver.my_turn()
-    return time.monotonic() + _TURN
+def _first(outbox: list[bytes | memoryview], size: int) -> list[bytes | memoryview]:
+    """What is in front, up to so many bytes."""
+    some = []
+    for data in outbox[:_WRITE_PARTS]:
+        some.append(memoryview(data)[:size] if len(data) > size else data)
+        size -= len(data)
+        if size <= 0:
+            break
+    return some

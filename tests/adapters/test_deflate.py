@@ -14,7 +14,7 @@ from wsproto.events import BytesMessage, CloseConnection, Pong
 from wsproto.extensions import PerMessageDeflate
 from ycore_adapters._deflate import negotiate
 from ycore_adapters._peer import Peer, PeerState, frame_message
-from ycore_adapters.server import _FrameCache
+from ycore_adapters.server import _Framing
 
 AGREED = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 
@@ -187,7 +187,7 @@ def test_a_compressed_frame_is_read_by_whoever_has_the_window(window: int) -> No
     answer = f"{AGREED}; server_max_window_bits={window}"
     offered.finalize(answer)
     client = wsproto.connection.Connection(wsproto.ConnectionType.CLIENT, [offered])
-    framed = frame_message(UPDATE, window)
+    framed = b"".join(frame_message(UPDATE, window))
     assert len(framed) < 400
     client.receive_data(framed * 2)
     parts = [event for event in client.events() if isinstance(event, BytesMessage)]
@@ -204,11 +204,28 @@ def test_what_would_not_pay_is_sent_as_it_is(data: bytes) -> None:
 
 
 def test_a_message_is_compressed_once_for_all_who_can_read_the_same() -> None:
-    framed = _FrameCache()
-    compressed, plain, small = framed(UPDATE, 15), framed(UPDATE, None), framed(UPDATE, 9)
-    assert compressed == frame_message(UPDATE, 15) != plain == frame_message(UPDATE)
+    framed = _Framing()
+    messages = (UPDATE,)
+    compressed, plain, small = (framed(messages, window) for window in (15, None, 9))
+    assert compressed == [b"".join(frame_message(UPDATE, 15))]
+    assert plain == [b"".join(frame_message(UPDATE))] != compressed
     for _ in range(2):
-        assert framed(UPDATE, 15) is compressed
-        assert framed(UPDATE, None) is plain
-        assert framed(UPDATE, 9) is small
-    assert framed(b"next", 15) == frame_message(b"next")
+        assert framed(messages, 15) is compressed
+        assert framed(messages, None) is plain
+        assert framed(messages, 9) is small
+    assert framed((b"next",), 15) == [b"".join(frame_message(b"next"))]
+
+
+def test_short_messages_are_framed_in_one_piece_and_long_ones_without_a_copy() -> None:
+    framed = _Framing()
+    long = bytes(2**17)
+    wire = framed((b"a", b"b", long, b"c", long), None)
+    assert b"".join(wire) == b"".join(
+        part for message in (b"a", b"b", long, b"c", long) for part in frame_message(message)
+    )
+    assert [piece is long for piece in wire] == [False, True, False, True]
+    for number in range(3000):  # what is remembered is bounded
+        assert framed((b"%d" % number, b"x"), None) == [
+            b"".join(frame_message(b"%d" % number) + frame_message(b"x"))
+        ]
+    assert len(framed._frames) <= 1002

@@ -63,10 +63,10 @@ class Client(Connection):
         """Whether its socket takes nothing at the moment."""
         self.member: Member = driver.join(room, self, read_only=read_only)
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frames: tuple[bytes, ...]) -> None:
         assert self.closed is None
-        self.sent.append(frame)
-        self.waiting += len(frame)
+        self.sent += frames
+        self.waiting += sum(map(len, frames))
         if not self._dirty:
             self._dirty = True
             self.driver.flush_soon(self)
@@ -119,7 +119,10 @@ def merged(*updates: bytes) -> bytes:
 
 async def settle() -> None:
     """Until nothing more can happen by itself."""
-    await anyio.wait_all_tasks_blocked()
+    for _ in range(3):
+        for _ in range(5):
+            await checkpoint()  # asyncio's callbacks are no tasks
+        await anyio.wait_all_tasks_blocked()
 
 
 class Clock:
@@ -1159,8 +1162,8 @@ class Asking(Connection):
         self.sent: list[bytes] = []
         self.closed: tuple[int, str] | None = None
 
-    def send(self, frame: bytes) -> None:
-        self.sent.append(frame)
+    def send(self, frames: tuple[bytes, ...]) -> None:
+        self.sent += frames
 
     def close(self, code: int, reason: str) -> None:
         self.closed = (code, reason)

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import pytest
 import wsproto
 from wsproto.events import BytesMessage, CloseConnection, Event, Pong
-from ycore_adapters._peer import Message, Peer, PeerState, frame_message
+from ycore_adapters._peer import Peer, PeerState, frame_message
 from ycore_adapters.hooks import Access, Request
 
 from ycore import CloseCode
@@ -71,7 +71,7 @@ class Talk:
                     self.requests.append(event)
                     events += self.peer.accept(event.subprotocol_for(Access()))
                 else:
-                    self.messages.append(event.data)
+                    self.messages.append(event)
             self.output += self.peer.take_output()
 
     def is_in(self, *states: PeerState) -> bool:
@@ -561,7 +561,7 @@ def test_a_ping_of_ours(feed: Feed) -> None:
 def test_a_framed_message_is_what_a_client_reads(size: int) -> None:
     message = bytes(range(256)) * 256
     client = wsproto.connection.Connection(wsproto.ConnectionType.CLIENT)
-    client.receive_data(frame_message(message[:size]))
+    client.receive_data(b"".join(frame_message(message[:size])))
     parts = [event for event in client.events() if isinstance(event, BytesMessage)]
     assert b"".join(part.data for part in parts) == message[:size]
     assert parts[-1].message_finished
@@ -622,5 +622,4 @@ def test_messages_are_bytes() -> None:
     peer = talk.peer
     talk.say(_whole, request())
     [event] = peer.receive(message(b"x"))
-    assert isinstance(event, Message)
-    assert type(event.data) is bytes
+    assert type(event) is bytes

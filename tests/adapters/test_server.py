@@ -618,15 +618,15 @@ async def test_others_have_their_turn_within_one_read_and_order_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     turns = 0
-    share = server_module._share
+    share = server_module._Socket._share
 
-    async def count(driver: Driver, turn_ends: float) -> float:
+    async def count(sock: server_module._Socket, turn_ends: float) -> float:
         nonlocal turns
         turns += 1
-        return await share(driver, turn_ends)
+        return await share(sock, turn_ends)
 
     monkeypatch.setattr(server_module, "_TURN", -1.0)
-    monkeypatch.setattr(server_module, "_share", count)
+    monkeypatch.setattr(server_module._Socket, "_share", count)
     async with serving() as running, running.connect() as a, running.connect() as b:
         await level(a)
         await level(b)

@@ -22,7 +22,7 @@ from ycore_adapters.driver import Driver
 from ycore_adapters.server import Server, ServerSettings, listen_tcp
 from ycore_adapters.stores import MemoryStore
 
-from ycore import Effect, Member, Room
+from ycore import Effect, Frame, Member, Room
 
 ALL = os.environ.get("YCORE_AUTOBAHN") == "all"
 
@@ -52,7 +52,7 @@ class EchoPeer(Peer):
         self._text = self._text or []
         self._text.append(event.data)
         if event.message_finished:
-            frame = frame_message("".join(self._text).encode(), self.window)
+            frame = b"".join(frame_message("".join(self._text).encode(), self.window))
             self._output.append(bytes([frame[0] - 1]) + frame[1:])  # opcode 1 for 2
             self._text = None
 
@@ -71,8 +71,12 @@ class EchoDriver(Driver):
     def _carry_out(self, room: Room, effects: list[Effect]) -> None:
         pass
 
-    async def receive(self, member: Member, frame: bytes) -> None:
-        member.link.send(frame)
+    def receive_now(self, member: Member, data: bytes) -> None:
+        member.link.send((data,))
+
+    async def receive(self, member: Member, message: bytes | Frame, **_: bool) -> None:
+        assert isinstance(message, bytes)
+        self.receive_now(member, message)
 
 
 # ---- the suite

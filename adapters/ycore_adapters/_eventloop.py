@@ -1,0 +1,139 @@
+"""What the server and the driver need of the event loop, at the least it costs.
+
+Waking a task takes some 15 microseconds, and waiting for a socket in one as much again: more than
+all else that a keystroke costs. So what happens for each, reading a socket and ending a turn of the
+loop, is done in callbacks. On asyncio the loop itself calls them; elsewhere a task does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+import anyio
+import anyio.abc
+
+Rest: TypeAlias = Callable[[], Awaitable[None]]
+"""What has to be waited for."""
+Readable: TypeAlias = Callable[[], Rest | None]
+"""Called when a socket can be read. The socket is watched again when the rest is done. It must not
+raise, nor may the rest."""
+
+
+class Watch:
+    """A socket that is watched, until `stop`, which comes before it is closed."""
+
+    def __init__(self, sock: socket.socket, readable: Readable) -> None:
+        self.sock = sock
+        self.readable = readable
+        self.stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+        anyio.notify_closing(self.sock)
+
+
+class EventLoop(ABC):
+    """The event loop of the task that asks for it."""
+
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        self._tasks = tasks
+
+    @abstractmethod
+    def soon(self, call: Callable[[], None]) -> None:
+        """Have this called once all that is ready now was seen to. It must not raise."""
+
+    def watch(self, sock: socket.socket, readable: Readable) -> Watch:
+        watch = Watch(sock, readable)
+        self._tasks.start_soon(_watch, watch)
+        return watch
+
+
+async def _watch(watch: Watch) -> None:
+    while not watch.stopped:
+        try:
+            await anyio.wait_readable(watch.sock)
+        except anyio.ClosedResourceError:
+            return
+        rest = watch.readable()
+        if rest is not None:
+            await rest()
+
+
+class _Trio(EventLoop):
+    """Any event loop that only has tasks."""
+
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        super().__init__(tasks)
+        self._calls: list[Callable[[], None]] = []
+        self._something = anyio.Event()
+        tasks.start_soon(self._run)
+
+    def soon(self, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+        self._something.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._something.wait()
+            self._something = anyio.Event()
+            calls, self._calls = self._calls, []
+            for call in calls:
+                call()
+
+
+class _Asyncio(EventLoop):
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        super().__init__(tasks)
+        self._loop = asyncio.get_running_loop()
+
+    def soon(self, call: Callable[[], None]) -> None:
+        self._loop.call_soon(call)
+
+    def watch(self, sock: socket.socket, readable: Readable) -> Watch:
+        try:
+            return _AsyncioWatch(self._loop, self._tasks, sock, readable)
+        except NotImplementedError:  # Windows' default loop: anyio has a way around
+            return super().watch(sock, readable)
+
+
+class _AsyncioWatch(Watch):
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        tasks: anyio.abc.TaskGroup,
+        sock: socket.socket,
+        readable: Readable,
+    ) -> None:
+        super().__init__(sock, readable)
+        self._loop = loop
+        self._tasks = tasks
+        loop.add_reader(sock.fileno(), self._ready)
+
+    def _ready(self) -> None:
+        rest = self.readable()
+        if rest is not None and not self.stopped:
+            self._loop.remove_reader(self.sock.fileno())
+            self._tasks.start_soon(self._wait, rest)
+
+    async def _wait(self, rest: Rest) -> None:
+        await rest()
+        if not self.stopped:
+            self._loop.add_reader(self.sock.fileno(), self._ready)
+
+    def stop(self) -> None:
+        if not self.stopped:
+            self._loop.remove_reader(self.sock.fileno())
+        super().stop()
+
+
+def event_loop(tasks: anyio.abc.TaskGroup) -> EventLoop:
+    """The one that this task runs in, for calls as long as these tasks may run."""
+    try:
+        is_asyncio = asyncio.current_task() is not None
+    except RuntimeError:
+        is_asyncio = False
+    return _Asyncio(tasks) if is_asyncio else _Trio(tasks)
