@@ -267,6 +267,7 @@ class Driver:
             for work in self._work.values():  # nobody does it any more, nor shall wait for it
                 work.progressed()
             self._work.clear()
+            self._fresh.clear()
 
     # -- for transports
 
@@ -388,7 +389,8 @@ class Driver:
     def flush_soon(self, connection: Connection) -> None:
         """Have `connection.flush` called at the end of this turn of the event loop."""
         self._dirty.append(connection)
-        self._end_turn_soon()
+        if not self._turn_ends:
+            self._end_turn_soon()
 
     async def my_turn(self) -> None:
         """Wait until long work may go on for a slice.
@@ -796,13 +798,11 @@ class Driver:
             self._loop.soon(self._end_turn)
 
     def _end_turn(self) -> None:
-        self._turn_ends = False
         fresh, self._fresh = self._fresh, []
         now = self.clock()
         for room, work in fresh:
             if self._is_to_wait(room, work, now):
                 self._fresh.append((room, work))
-                self._end_turn_soon()
                 continue
             failed = None
             try:
@@ -815,6 +815,9 @@ class Driver:
         now = self.clock()
         for room, _ in fresh:
             self._worked_off[room] = now
+        self._turn_ends = False
+        if self._fresh or self._dirty:
+            self._end_turn_soon()
 
     def _is_to_wait(self, room: Room, work: _Work, now: float) -> bool:
         """Whether more is coming in a busy room, and so it pays to wait for the next turn: a write

@@ -40,6 +40,7 @@ from .hooks import Request
 
 logger = logging.getLogger(__name__)
 
+_OPEN: Final = PeerState.OPEN  # in Python 3.11, to look it up there takes 0.1 us
 _READ_BYTES: Final = 16 * 1024
 """How much is read from a socket in one go."""
 _SLICE_BYTES: Final = 2 * 1024
@@ -202,19 +203,26 @@ class _Framing:
     """Messages as the bytes of their frames, made once for all who are sent the same."""
 
     def __init__(self) -> None:
-        self._messages: tuple[bytes, ...] = ()
+        self.messages: tuple[bytes, ...] = ()
+        """The last ones, which nearly everyone is sent."""
+        self.window: Window | None = None
+        """How they were compressed."""
+        self.wire: list[bytes] = []
+        """Their frames, joined, and how many bytes they are."""
+        self.size = 0
         self._wires: dict[Window | None, list[bytes]] = {}
-        """By kind of frame, the last messages."""
+        """The same for each window."""
         self._frames: dict[tuple[Window | None, bytes], bytes] = {}
         """The frames of short messages: authors get what others do, but for their own."""
 
-    def __call__(self, messages: tuple[bytes, ...], window: Window | None) -> list[bytes]:
-        if messages is not self._messages:
-            self._messages, self._wires = messages, {}
+    def turn_to(self, messages: tuple[bytes, ...], window: Window | None) -> None:
+        """Make these the last ones."""
+        if messages is not self.messages:
+            self.messages, self._wires = messages, {}
         wire = self._wires.get(window)
         if wire is None:
             wire = self._wires[window] = self._make(messages, window)
-        return wire
+        self.window, self.wire, self.size = window, wire, sum(map(len, wire))
 
     def _make(self, messages: tuple[bytes, ...], window: Window | None) -> list[bytes]:
         frames = self._frames
@@ -328,8 +336,15 @@ class _Socket(Connection):
     # -- what the driver asks
 
     def send(self, frames: tuple[bytes, ...]) -> None:
-        if self.peer.state is PeerState.OPEN:
-            self._put(self.server.framed(frames, self.peer.window))
+        peer, framing = self.peer, self.server.framing
+        if peer.state is _OPEN and not self._dead:
+            if frames is not framing.messages or peer.window is not framing.window:
+                framing.turn_to(frames, peer.window)
+            self._outbox += framing.wire
+            self.waiting += framing.size
+            if not self._dirty:
+                self._dirty = True
+                self.server.driver.flush_soon(self)
 
     def close(self, code: int, reason: str) -> None:
         self.peer.close(code, reason)
@@ -364,7 +379,7 @@ class _Socket(Connection):
             data = self.sock.recv(_READ_BYTES)
             self.heard = time.monotonic()
             self.pinged = None
-            if self.peer.state is not PeerState.OPEN or len(data) > _SLICE_BYTES:
+            if self.peer.state is not _OPEN or len(data) > _SLICE_BYTES:
                 return partial(self._work_off, [], data)
             rest = self._take_now(self.peer.receive(data), self.heard + _TURN)
             if rest:
@@ -454,7 +469,7 @@ class _Socket(Connection):
             self.put_output()
         if self.held or peer.unfinished:
             self.server.hold(self, peer.unfinished)
-        if peer.state is not PeerState.OPEN:
+        if peer.state is not _OPEN:
             self.put_output()
             self.leave()
             if peer.state is PeerState.DONE:
@@ -483,27 +498,27 @@ class _Socket(Connection):
         """Queue what the peer has to say: handshake, pongs, close."""
         if output := self.peer.take_output():
             self._answers += len(output)
-            self._put([output])
+            if not self._dead:
+                self._outbox.append(output)
+                self.waiting += len(output)
+                if not self._dirty:
+                    self._dirty = True
+                    self.server.driver.flush_soon(self)
         if not self._ending and self.peer.state in (PeerState.CLOSING, PeerState.DONE):
             self._ending = True
             self.since = time.monotonic()
-
-    def _put(self, wire: list[bytes]) -> None:
-        if self._dead:
-            return
-        self._outbox += wire
-        self.waiting += sum(map(len, wire))
-        if not self._dirty:
-            self._dirty = True
-            self.server.driver.flush_soon(self)
 
     def _write(self) -> bool:
         """Write what the socket takes; return whether something is left."""
         outbox = self._outbox
         try:
             while outbox:
-                if len(outbox) == 1 and len(outbox[0]) <= _WRITE_BYTES:
+                if len(outbox) == 1 and self.waiting <= _WRITE_BYTES:
                     written = self.sock.send(outbox[0])
+                    if written == self.waiting:
+                        outbox.clear()
+                        self.waiting = 0
+                        break
                 else:
                     written = self.sock.sendmsg(_first(outbox, _WRITE_BYTES))
                 self.waiting -= written
@@ -602,7 +617,7 @@ class Server:
         self.driver = driver
         self.listeners = listeners
         self.settings = settings or ServerSettings()
-        self.framed = _Framing()
+        self.framing = _Framing()
         self.tasks: anyio.abc.TaskGroup
         self.loop: EventLoop
         self.is_stopping = False

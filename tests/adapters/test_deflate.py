@@ -12,7 +12,7 @@ import wsproto
 from test_peer import Talk, _bytewise, _whole, final, frame, message, ping, request
 from wsproto.events import BytesMessage, CloseConnection, Pong
 from wsproto.extensions import PerMessageDeflate
-from ycore_adapters._deflate import negotiate
+from ycore_adapters._deflate import Window, negotiate
 from ycore_adapters._peer import Peer, PeerState, frame_message
 from ycore_adapters.server import _Framing
 
@@ -204,7 +204,12 @@ def test_what_would_not_pay_is_sent_as_it_is(data: bytes) -> None:
 
 
 def test_a_message_is_compressed_once_for_all_who_can_read_the_same() -> None:
-    framed = _Framing()
+    framing = _Framing()
+
+    def framed(messages: tuple[bytes, ...], window: Window | None) -> list[bytes]:
+        framing.turn_to(messages, window)
+        return framing.wire
+
     messages = (UPDATE,)
     compressed, plain, small = (framed(messages, window) for window in (15, None, 9))
     assert compressed == [b"".join(frame_message(UPDATE, 15))]
@@ -217,7 +222,13 @@ def test_a_message_is_compressed_once_for_all_who_can_read_the_same() -> None:
 
 
 def test_short_messages_are_framed_in_one_piece_and_long_ones_without_a_copy() -> None:
-    framed = _Framing()
+    framing = _Framing()
+
+    def framed(messages: tuple[bytes, ...], window: Window | None) -> list[bytes]:
+        framing.turn_to(messages, window)
+        assert framing.size == sum(map(len, framing.wire))
+        return framing.wire
+
     long = bytes(2**17)
     wire = framed((b"a", b"b", long, b"c", long), None)
     assert b"".join(wire) == b"".join(
@@ -228,4 +239,4 @@ def test_short_messages_are_framed_in_one_piece_and_long_ones_without_a_copy() -
         assert framed((b"%d" % number, b"x"), None) == [
             b"".join(frame_message(b"%d" % number) + frame_message(b"x"))
         ]
-    assert len(framed._frames) <= 1002
+    assert len(framing._frames) <= 1002
