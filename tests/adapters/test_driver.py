@@ -56,6 +56,8 @@ class Client(Connection):
     def __init__(self, driver: Driver, room: str = "r", *, read_only: bool = False) -> None:
         self.driver = driver
         self.sent: list[bytes] = []
+        self.bursts: list[tuple[bytes, ...]] = []
+        """What it was sent in one go."""
         self.closed: tuple[CloseCode, str] | None = None
         self.flushes = self.probes = 0
         self._dirty = False
@@ -66,6 +68,7 @@ class Client(Connection):
     def send(self, frames: tuple[bytes, ...]) -> None:
         assert self.closed is None
         self.sent += frames
+        self.bursts.append(frames)
         self.waiting += sum(map(len, frames))
         if not self._dirty:
             self._dirty = True
@@ -210,6 +213,91 @@ async def test_updates_that_come_while_one_is_stored_are_stored_together() -> No
         updates = [frame for frame in b.sent if frame[0] == 0]
         assert updates == [edit(1, 0), edit(1, 1), edit(1, 2)]
         assert [frame for frame in a.sent if frame[0] == 0] == [edit(2, 0)]
+
+
+async def test_what_comes_in_one_turn_is_sent_in_one_go_to_all_but_its_authors() -> None:
+    store = ScriptedStore()
+    async with Driver(store) as driver:
+        a, b, c, d = (Client(driver) for _ in range(4))
+        for client in (a, b, c, d):
+            await client.sync()
+            client.bursts.clear()
+        for client, frame in ((a, edit(1, 0)), (b, edit(2, 0)), (a, edit(1, 1))):
+            assert driver.receive_now(client.member, frame) is None
+        assert store.batches == c.bursts == []
+        await settle()
+        assert store.batches == [[insert(1, 0), insert(2, 0), insert(1, 1)]]
+        assert c.bursts == [(edit(1, 0), edit(2, 0), edit(1, 1))]
+        assert c.bursts[0] is d.bursts[0]
+        assert a.bursts == [(edit(2, 0),)]
+        assert b.bursts == [(edit(1, 0), edit(1, 1))]
+        assert [client.flushes for client in (c, d)] == [c.flushes] * 2
+
+
+async def test_a_busy_room_waits_while_more_comes_and_a_calm_one_does_not(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[Callable[[], None]] = []
+    async with Driver(MemoryStore(), clock=clock) as driver:
+        a, b = Client(driver), Client(driver)
+        await a.sync()
+        await b.sync()
+        monkeypatch.setattr(driver._loop, "soon", turns.append)
+        driver._do_what_is_due()
+        clock.now += 1
+        driver._do_what_is_due()  # what is long ago is forgotten
+        assert driver._worked_off == {}
+
+        def says(clocks: range) -> None:
+            for number in clocks:
+                driver.receive_now(a.member, edit(1, number))
+
+        b.bursts.clear()
+        says(range(1))
+        turns.pop()()
+        assert b.bursts.pop() == (edit(1, 0),)  # at once: it was calm
+        for number in range(1, 4):
+            says(range(number, number + 1))
+            turns.pop()()
+            assert b.bursts == []
+        turns.pop()()  # nothing more came
+        assert b.bursts.pop() == (edit(1, 1), edit(1, 2), edit(1, 3))
+        says(range(4, 5))
+        turns.pop()()
+        says(range(5, 6))
+        clock.now += 0.0011  # that is how long it waits at most
+        turns.pop()()
+        assert b.bursts.pop() == (edit(1, 4), edit(1, 5))
+        assert turns == []
+
+
+async def test_what_can_not_be_done_at_once_is_left_for_receive() -> None:
+    store = ScriptedStore()
+    limits = DriverSettings(max_backlog_bytes=100)
+    async with Driver(store, limits=limits) as driver:
+        store.hold("load")
+        a = Client(driver)
+        early = driver.receive_now(a.member, ASK_ALL)
+        assert early is not None and not early.done
+        store.let_go("load")
+        await driver.receive(a.member, early)
+        await settle()
+        assert a.heard()[-1] == SyncStep2(NO_UPDATE)
+        store.hold("append")
+        assert driver.receive_now(a.member, edit(1, 0, bytes(100))) is None
+        late = driver.receive_now(a.member, edit(1, 100))
+        assert late is not None and not late.done
+        store.let_go("append")
+        await driver.receive(a.member, late)
+        await settle()
+        assert len(store.rooms_kept["r"]) == 2
+        long = driver.receive_now(
+            a.member, Update(update({(2, 0): [collected(1)] * 5000})).encode()
+        )
+        assert long is not None and not long.done  # one step of it was
+        await driver.receive(a.member, long)
+        await settle()
+        assert len(store.rooms_kept["r"]) == 3
 
 
 async def test_rooms_do_not_wait_for_each_other() -> None:

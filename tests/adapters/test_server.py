@@ -640,6 +640,27 @@ async def test_others_have_their_turn_within_one_read_and_order_is_kept(
         assert await received(b) == []
 
 
+async def test_who_costs_more_than_a_turn_is_read_again_when_others_had_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving() as running, running.connect() as client:
+        await level(client)
+        driver = running.server.driver
+        my_turn, waited = driver.my_turn, anyio.Event()
+
+        async def waits() -> None:
+            waited.set()
+            await my_turn()
+
+        monkeypatch.setattr(driver, "my_turn", waits)
+        monkeypatch.setattr(server_module, "_TURN", -1.0)
+        await client.stream.send(b"\x8a\x80" + bytes(4))  # a pong: nothing is left to do of it
+        await waited.wait()
+        await client.send(edit(1, 0), ASK_ALL)
+        answer = Update(insert(1, 0)).encode()
+        assert (await client.until(is_update))[2:] == answer[2:]
+
+
 async def received(client: WsClient) -> list[bytes]:
     """What else is there."""
     messages = []

@@ -1,0 +1,90 @@
+"""Callbacks in the place of tasks, whatever the event loop has for them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.abc
+import pytest
+from ycore_adapters._eventloop import EventLoop, Rest, event_loop
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[EventLoop]:
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            yield event_loop(tasks)
+            tasks.cancel_scope.cancel()
+
+
+@pytest.fixture(params=["own", "none"])
+def loop_has_readers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once as it is, and once as Windows' loop is, which has no readers."""
+    if request.param == "none":
+
+        def add_reader(*_: object) -> None:
+            raise NotImplementedError
+
+        monkeypatch.setattr(asyncio.SelectorEventLoop, "add_reader", add_reader)
+
+
+async def test_what_is_to_be_called_soon_is_called_in_order_and_not_at_once() -> None:
+    called: list[int] = []
+    async with running() as loop:
+        done = anyio.Event()
+        loop.soon(lambda: called.append(1))
+        loop.soon(lambda: called.append(2))
+        loop.soon(lambda: loop.soon(done.set))
+        assert called == []
+        await done.wait()
+        assert called == [1, 2]
+
+
+@pytest.mark.usefixtures("loop_has_readers")
+async def test_a_socket_is_not_watched_while_the_rest_is_done_nor_once_stopped() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    got: list[bytes] = []
+    goes_on, rested = anyio.Event(), anyio.Event()
+
+    async def rest() -> None:
+        await goes_on.wait()
+        got.append(b"rest")
+        rested.set()
+
+    def readable() -> Rest | None:
+        data = ours.recv(100)
+        got.append(data)
+        heard.set()
+        return rest if data == b"wait" else None
+
+    async with running() as loop:
+        heard = anyio.Event()
+        watch = loop.watch(ours, readable)
+        theirs.send(b"one")
+        await heard.wait()
+        heard = anyio.Event()
+        theirs.send(b"wait")
+        await heard.wait()
+        heard = anyio.Event()
+        theirs.send(b"two")
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        assert got == [b"one", b"wait"]
+        goes_on.set()
+        await heard.wait()
+        assert got == [b"one", b"wait", b"rest", b"two"]
+        watch.stop()
+        theirs.send(b"three")
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        watch.stop()  # does nothing
+    ours.close()
+    theirs.close()
+    assert got[-1] == b"two"
