@@ -278,7 +278,8 @@ async def test_what_can_not_be_done_at_once_is_left_for_receive() -> None:
         store.hold("load")
         a = Client(driver)
         early = driver.receive_now(a.member, ASK_ALL)
-        assert early is not None and not early.done
+        assert early is not None
+        assert not early.done
         store.let_go("load")
         await driver.receive(a.member, early)
         await settle()
@@ -286,7 +287,8 @@ async def test_what_can_not_be_done_at_once_is_left_for_receive() -> None:
         store.hold("append")
         assert driver.receive_now(a.member, edit(1, 0, bytes(100))) is None
         late = driver.receive_now(a.member, edit(1, 100))
-        assert late is not None and not late.done
+        assert late is not None
+        assert not late.done
         store.let_go("append")
         await driver.receive(a.member, late)
         await settle()
@@ -294,7 +296,8 @@ async def test_what_can_not_be_done_at_once_is_left_for_receive() -> None:
         long = driver.receive_now(
             a.member, Update(update({(2, 0): [collected(1)] * 5000})).encode()
         )
-        assert long is not None and not long.done  # one step of it was
+        assert long is not None
+        assert not long.done
         await driver.receive(a.member, long)
         await settle()
         assert len(store.rooms_kept["r"]) == 3
