@@ -31,6 +31,7 @@ __all__ = [
     "skip_any",
     "skip_any_steps",
     "skip_some_any",
+    "skip_var_string",
     "write_any",
     "write_var_int",
     "write_var_string",
@@ -100,6 +101,10 @@ _SHIFTS: Final = (7, 14, 21, 28, 35, 42, 49)
 
 def _past_end(what: str, pos: int) -> RemoteProtocolError:
     return RemoteProtocolError(f"{what} at byte {pos} runs past the end")
+
+
+def _not_utf8(pos: int) -> RemoteProtocolError:
+    return RemoteProtocolError(f"string at byte {pos} is not UTF-8")
 
 
 # ---- varUint, varInt
@@ -201,7 +206,22 @@ def read_var_string(data: Data, pos: int) -> tuple[str, int]:
     try:
         return raw.decode(), end
     except UnicodeDecodeError:
-        raise RemoteProtocolError(f"string at byte {pos} is not UTF-8") from None
+        raise _not_utf8(pos) from None
+
+
+def skip_var_string(data: Data, pos: int) -> int:
+    """Check what `read_var_string` reads, and return where it ends."""
+    length, start = read_var_uint(data, pos)
+    end = start + length
+    raw = data[start:end]
+    if len(raw) != length:
+        raise _past_end(f"byte string of {length} bytes", pos)
+    if not raw.isascii():
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            raise _not_utf8(pos) from None
+    return end
 
 
 def write_var_string(out: bytearray, value: str) -> None:
@@ -251,7 +271,7 @@ def skip_some_any(data: Data, pos: int, open_: list[tuple[bool, int]]) -> int:
             is_object, count = open_.pop()
         count -= 1
         if is_object:
-            _, pos = read_var_string(data, pos)
+            pos = skip_var_string(data, pos)
         if pos >= size:
             raise _past_end("Any", pos)
         tag = data[pos]
@@ -262,7 +282,7 @@ def skip_some_any(data: Data, pos: int, open_: list[tuple[bool, int]]) -> int:
             if pos > size:
                 raise _past_end("Any", pos - fixed - 1)
         elif tag == _STRING:
-            _, pos = read_var_string(data, pos)
+            pos = skip_var_string(data, pos)
         elif tag == _INTEGER:
             _, pos = read_var_int(data, pos)
         elif tag in (_OBJECT, _ARRAY):

@@ -36,6 +36,7 @@ from ..lib0 import (
     read_var_uint8_array,
     skip_any_steps,
     skip_some_any,
+    skip_var_string,
     write_var_uint,
 )
 from ..steps import STEP, Steps, finish
@@ -401,6 +402,10 @@ def _read_structs(
         elif info in (SKIP, GC):
             length, pos = read_var_uint(data, pos + 1)
         else:
+            if kind == GC or kind > DOC:
+                raise RemoteProtocolError(
+                    f"struct at byte {pos} has the unknown info byte {info:#04x}"
+                )
             pos = _skip_item_head(data, pos, info, client, own_client, clock)
             if content is None:
                 length, end = _skip_short_content(data, pos, kind)
@@ -435,46 +440,49 @@ def _skip_item_head(
 ) -> int:
     """Check an Item's ids and parent; return where its content begins.
 
-    An id of the same client must lie before the item, or Yjs throws on integrating it. What is to
-    the item's left can't also be to its right: where Yjs then puts it depends on how structs happen
-    to be cut.
+    What is to the item's left can't also be to its right: where Yjs then puts it depends on how
+    structs happen to be cut.
     """
-    if info & KIND > DOC or info & KIND == GC:
-        raise RemoteProtocolError(f"struct at byte {pos} has the unknown info byte {info:#04x}")
     pos += 1
-    ids = info >> 6  # 2 origin, 1 right origin
-    if ids == 0:
+    if info >= HAS_ORIGIN:
+        origin, pos = _read_id(data, pos, client, own_client, clock)
+        if info & HAS_RIGHT_ORIGIN:
+            at = pos
+            right_origin, pos = _read_id(data, pos, client, own_client, clock)
+            if right_origin == origin:
+                raise RemoteProtocolError(f"id at byte {at} is to the right of itself")
+    elif info >= HAS_RIGHT_ORIGIN:
+        _, pos = _read_id(data, pos, client, own_client, clock)
+    else:
         named, pos = read_var_uint(data, pos)
         if named == 1:
-            _, pos = read_var_string(data, pos)
+            pos = skip_var_string(data, pos)
         elif named == 0:
-            ids = 2
+            _, pos = _read_id(data, pos, client, own_client, clock)
         else:
             raise RemoteProtocolError(f"parent info at byte {pos - 1} is neither 0 nor 1")
-        is_parent = True
-    else:
-        is_parent = False
-    first = -1, -1
-    while ids:
-        at = pos
-        if data.startswith(own_client, pos):
-            known, pos = read_var_uint(data, pos + len(own_client))
-            id_client = client
-        else:
-            id_client, pos = read_var_uint(data, pos)
-            known, pos = read_var_uint(data, pos)
-        if id_client == client and known >= clock:
-            raise RemoteProtocolError(f"id at byte {at} refers to a struct not before its own")
-        if ids == 3:
-            first = id_client, known
-            ids = 1
-        elif first[1] == known and first[0] == id_client:
-            raise RemoteProtocolError(f"id at byte {at} is to the right of itself")
-        else:
-            ids = 0
-    if is_parent and info & HAS_KEY:
-        _, pos = read_var_string(data, pos)
+        if info & HAS_KEY:
+            pos = skip_var_string(data, pos)
     return pos
+
+
+def _read_id(
+    data: bytes, pos: int, client: int, own_client: bytes, clock: int
+) -> tuple[tuple[int, int], int]:
+    """Read an id in an item at `clock`.
+
+    One of the same client must lie before the item, or Yjs throws on integrating it.
+    """
+    at = pos
+    if data.startswith(own_client, pos):
+        id_client = client
+        pos += len(own_client)
+    else:
+        id_client, pos = read_var_uint(data, pos)
+    id_clock, pos = read_var_uint(data, pos)
+    if id_clock >= clock and id_client == client:
+        raise RemoteProtocolError(f"id at byte {at} refers to a struct not before its own")
+    return (id_client, id_clock), pos
 
 
 def _skip_short_content(data: bytes, pos: int, kind: int) -> tuple[int, int]:
@@ -487,7 +495,7 @@ def _skip_short_content(data: bytes, pos: int, kind: int) -> tuple[int, int]:
         if type_ref > _MAX_TYPE:
             raise RemoteProtocolError(f"unknown shared type {type_ref} before byte {pos}")
         if type_ref in _NAMED_TYPES:
-            _, pos = read_var_string(data, pos)
+            pos = skip_var_string(data, pos)
     elif kind == BINARY:  # bytes
         _, pos = read_var_uint8_array(data, pos)
     elif kind == ANY:  # n any{n}
@@ -497,7 +505,7 @@ def _skip_short_content(data: bytes, pos: int, kind: int) -> tuple[int, int]:
         return (-1 if values else count), pos
     elif kind in (FORMAT, EMBED):  # [key] json
         if kind == FORMAT:
-            _, pos = read_var_string(data, pos)
+            pos = skip_var_string(data, pos)
         text, pos = read_var_string(data, pos)
         if len(text) > SHORT_JSON:
             return -1, pos
@@ -511,12 +519,12 @@ def _skip_long_content(data: bytes, pos: int, kind: int) -> Steps[tuple[int, int
     """Check content that may be long; likewise."""
     if kind in (FORMAT, EMBED):
         if kind == FORMAT:
-            _, pos = read_var_string(data, pos)
+            pos = skip_var_string(data, pos)
         text, pos = read_var_string(data, pos)
         yield from check_json_steps(text)
         return 1, pos
     if kind == DOC:  # guid any(map)
-        _, pos = read_var_string(data, pos)
+        pos = skip_var_string(data, pos)
         if data[pos] != _ANY_OBJECT:
             raise RemoteProtocolError(f"subdocument options at byte {pos} are no object")
         pos = yield from skip_any_steps(data, pos)
