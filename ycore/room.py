@@ -315,6 +315,8 @@ class Room:
         self._stalled: dict[Member, _Stalled] = {}
         self._present: tuple[Member, ...] | None = None
         self._synced: tuple[Member, ...] | None = None
+        self._everyone = 0, b""
+        """The frame that shows who is here, and as of which `Awareness.changes`."""
         self._owners: dict[int, Member] = {}
         """Awareness id -> the member that owns it."""
         self._snapshot: _Snapshot | None = None
@@ -450,7 +452,7 @@ class Room:
                 if isinstance(content, dict):
                     contents[0] = self._answer(member, content, now)
                     return self._receive(member, frame, now)
-                self._send_awareness(member, list(self.awareness.states), effects)
+                self._send_all_awareness(member, effects)
             contents.popleft()
         frame.done = not contents
         return effects
@@ -482,6 +484,7 @@ class Room:
         self._stalled.clear()
         self._audience_changed()
         self._owners.clear()
+        self._everyone = 0, b""
         self._snapshot = None
         self._keepalive_at = None
         self.idle_since = now
@@ -594,7 +597,7 @@ class Room:
     def _greet(self, member: Member) -> list[Effect]:
         state_vector = SyncStep1(self.store.encode_state_vector())
         effects: list[Effect] = [Send(state_vector.encode(), (member,))]
-        self._send_awareness(member, list(self.awareness.states), effects)
+        self._send_all_awareness(member, effects)
         return effects
 
     def _keep_waiting(self, member: Member, frame: Frame, now: float) -> list[Effect]:
@@ -823,6 +826,14 @@ class Room:
             if self.settings.tell_awareness:
                 effects.append(AwarenessChanged(self, tuple(entries)))
         return effects
+
+    def _send_all_awareness(self, member: Member, effects: list[Effect]) -> None:
+        if len(self.awareness) > 0 and member not in self._stalled:
+            changes, frame = self._everyone
+            if changes != self.awareness.changes:
+                frame = AwarenessUpdate(self.awareness.encode()).encode()
+                self._everyone = self.awareness.changes, frame
+            effects.append(Send(frame, (member,)))
 
     def _send_awareness(self, member: Member, clients: list[int], effects: list[Effect]) -> None:
         if member in self._stalled:
