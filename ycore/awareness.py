@@ -95,10 +95,14 @@ def encode_awareness(entries: list[AwarenessEntry]) -> bytes:
     out = bytearray()
     write_var_uint(out, len(entries))
     for client, clock, state in entries:
-        write_var_uint(out, client)
-        write_var_uint(out, clock)
-        write_var_string(out, "null" if state is None else state)
+        _write_entry(out, client, clock, state)
     return bytes(out)
+
+
+def _write_entry(out: bytearray, client: int, clock: int, state: str | None) -> None:
+    write_var_uint(out, client)
+    write_var_uint(out, clock)
+    write_var_string(out, "null" if state is None else state)
 
 
 @dataclass(slots=True)
@@ -106,6 +110,8 @@ class _Known:
     clock: int
     state: str
     renewed: float
+    encoded: bytes | None = None
+    """Its entry in a message, once that was asked for."""
 
 
 class Awareness:
@@ -123,6 +129,8 @@ class Awareness:
         """The clock of our own state, kept while it is not shown."""
         self._present: dict[int, _Known] = {}
         """Ordered by when they were renewed, so that the first is the next to expire."""
+        self.changes = 0
+        """Goes up whenever `encode` would give something else than before."""
         self._gone: OrderedDict[int, tuple[int, float]] = OrderedDict()
         """Client -> its last clock, and when it went, in that order: what is still on its way from
         before then must not bring it back. Forgotten when no client can hold such a state any more,
@@ -156,13 +164,30 @@ class Awareness:
 
     def renew(self, client: int, now: float) -> None:
         """A client that is here was heard of: it expires later."""
-        known = self._present[client]
-        self._set(client, known.clock, known.state, now)
+        known = self._present.pop(client)  # to the end of the order
+        known.renewed = now
+        self._present[client] = known
 
     def count_up(self, clients: Iterable[int]) -> None:
         """Raise the clocks of those who are here by one; when they expire stays as it is."""
+        self.changes += 1
         for client in clients:
-            self._present[client].clock += 1
+            known = self._present[client]
+            known.clock += 1
+            known.encoded = None
+
+    def encode(self) -> bytes:
+        """All who are here, as the payload of a message. Of those who did not change since it was
+        last asked for, the bytes are there: in a full room many come and each is told of all."""
+        out = bytearray()
+        write_var_uint(out, len(self._present))
+        for client, known in self._present.items():
+            if known.encoded is None:
+                entry = bytearray()
+                _write_entry(entry, client, known.clock, known.state)
+                known.encoded = bytes(entry)
+            out += known.encoded
+        return bytes(out)
 
     def entries(self, clients: Iterable[int] | None = None) -> list[AwarenessEntry]:
         """What is known of these clients, or of all who are here. The unknown are left out."""
@@ -243,6 +268,7 @@ class Awareness:
         for entry in gone:
             del self._present[entry.client]
         self._gone.clear()
+        self.changes += 1
         return [entry._replace(state=None) for entry in gone]
 
     def handle_timeout(self, now: float) -> list[AwarenessEntry]:
@@ -272,6 +298,7 @@ class Awareness:
         return min(times, default=None)
 
     def _set(self, client: int, clock: int, state: str, now: float) -> None:
+        self.changes += 1
         if client == self.client_id:
             self._own_clock = clock
         self._gone.pop(client, None)
@@ -279,6 +306,7 @@ class Awareness:
         self._present[client] = _Known(clock, state, now)
 
     def _drop(self, client: int, clock: int, now: float) -> None:
+        self.changes += 1
         self._present.pop(client, None)
         if client == self.client_id:
             self._own_clock = clock

@@ -20,7 +20,7 @@ from .messages import (
     SyncStep1,
     SyncStep2,
     Update,
-    iter_messages,
+    read_message,
 )
 from .settings import Settings
 from .steps import Steps
@@ -36,6 +36,8 @@ __all__ = ["Attached", "Content", "Frame"]
 
 _MAX_MESSAGES: Final = 1000
 """How many messages one frame may hold. Clients put one into each, y-websocket 4 a few."""
+
+_UPDATES: Final = (Update, SyncStep2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +95,14 @@ def _read(data: bytes, settings: Settings) -> Steps[deque[Content]]:
     contents: deque[Content] = deque()
     asked: dict[int, int] | None = None
     limits = settings.update_limits
-    for number, message in enumerate(iter_messages(data)):
-        if number == _MAX_MESSAGES:
+    number = pos = 0
+    while pos < len(data) or pos == 0:
+        message, pos = read_message(data, pos)
+        number += 1
+        if number > _MAX_MESSAGES:
             reason = f"more than {_MAX_MESSAGES} messages in one frame"
             raise RemoteProtocolError(reason, CloseCode.MESSAGE_TOO_BIG)
-        if isinstance(message, Update | SyncStep2):
+        if isinstance(message, _UPDATES):
             update = yield from parse_update_steps(message.update, limits)
             if (value := undeleted_value(update)) is not None:
                 reason = f"the value {value} of a key is longer than one and not deleted"
@@ -111,7 +116,7 @@ def _read(data: bytes, settings: Settings) -> Steps[deque[Content]]:
         elif isinstance(message, AwarenessUpdate):
             most = settings.max_awareness_entries, settings.max_awareness_bytes
             contents.append((yield from decode_awareness_steps(message.payload, *most)))
-        elif isinstance(message, QueryAwareness | Custom):
+        elif isinstance(message, (QueryAwareness, Custom)):
             contents.append(message)
         # PermissionDenied is a server's word: from a client it means nothing.
     if asked is not None:

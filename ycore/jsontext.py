@@ -43,6 +43,15 @@ _JSON_STRING_PART = re.compile(
 )
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+# Made once: `json.loads` would make one for each text. float for integers: int refuses more than
+# 4,300 digits, which JavaScript reads.
+_decode_json = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=float).decode
+
+
 def check_json(text: str) -> None:
     """Check that JavaScript's `JSON.parse` would take `text` (Python's takes NaN and Infinity)."""
     if len(text) <= _CACHED_JSON:
@@ -55,8 +64,7 @@ def check_json(text: str) -> None:
 
 def _check_json(text: str) -> None:
     try:
-        # float for integers: int refuses more than 4,300 digits, which JavaScript reads
-        json.loads(text, parse_constant=_refuse_constant, parse_int=float)
+        _decode_json(text)
     except ValueError as exc:
         raise RemoteProtocolError(f"malformed JSON: {exc}") from None
     except RecursionError:
@@ -71,10 +79,6 @@ def _check_json(text: str) -> None:
 
 
 _check_short_json = lru_cache(maxsize=1024)(_check_json)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def check_json_steps(text: str) -> Steps[None]:

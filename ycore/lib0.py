@@ -30,6 +30,8 @@ __all__ = [
     "read_var_uint8_array",
     "skip_any",
     "skip_any_steps",
+    "skip_some_any",
+    "skip_var_string",
     "write_any",
     "write_var_int",
     "write_var_string",
@@ -93,9 +95,16 @@ _FIXED_SIZE = {
 _MAX_ANY_INTEGER = 2**31 - 1
 """lib0 writes larger integers as floats."""
 
+_SHIFTS: Final = (7, 14, 21, 28, 35, 42, 49)
+"""Where the bits of a varUint's further bytes belong."""
+
 
 def _past_end(what: str, pos: int) -> RemoteProtocolError:
     return RemoteProtocolError(f"{what} at byte {pos} runs past the end")
+
+
+def _not_utf8(pos: int) -> RemoteProtocolError:
+    return RemoteProtocolError(f"string at byte {pos} is not UTF-8")
 
 
 # ---- varUint, varInt
@@ -104,19 +113,18 @@ def _past_end(what: str, pos: int) -> RemoteProtocolError:
 def read_var_uint(data: Data, pos: int) -> tuple[int, int]:
     """Read an unsigned LEB128 integer of at most 8 bytes and 53 bits (`decoding.readVarUint`)."""
     try:
-        byte = data[pos]
-        if byte < 0x80:
-            return byte, pos + 1
-        value = byte & 0x7F
-        shift = 7
-        for at in range(pos + 1, pos + 8):
+        value = data[pos]
+        if value < 0x80:
+            return value, pos + 1
+        at = pos + 1
+        for shift in _SHIFTS:
             byte = data[at]
-            value |= (byte & 0x7F) << shift
+            at += 1
+            value += (byte - 1) << shift  # less the bit that said that there is more
             if byte < 0x80:
                 if value > MAX_SAFE_INTEGER:
                     break
-                return value, at + 1
-            shift += 7
+                return value, at
     except IndexError:
         raise _past_end("varUint", pos) from None
     raise RemoteProtocolError(f"varUint at byte {pos} is above 2^53-1 or has more than 8 bytes")
@@ -198,7 +206,22 @@ def read_var_string(data: Data, pos: int) -> tuple[str, int]:
     try:
         return raw.decode(), end
     except UnicodeDecodeError:
-        raise RemoteProtocolError(f"string at byte {pos} is not UTF-8") from None
+        raise _not_utf8(pos) from None
+
+
+def skip_var_string(data: Data, pos: int) -> int:
+    """Check what `read_var_string` reads, and return where it ends."""
+    length, start = read_var_uint(data, pos)
+    end = start + length
+    raw = data[start:end]
+    if len(raw) != length:
+        raise _past_end(f"byte string of {length} bytes", pos)
+    if not raw.isascii():
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            raise _not_utf8(pos) from None
+    return end
 
 
 def write_var_string(out: bytearray, value: str) -> None:
@@ -224,21 +247,31 @@ def skip_any(data: Data, pos: int, count: int = 1) -> int:
 
 def skip_any_steps(data: Data, pos: int, count: int = 1) -> Steps[int]:
     """`skip_any` in steps."""
-    size = len(data)
-    is_object = False
-    outer: list[tuple[bool, int]] = []
-    turn = 0
-    while True:
-        turn += 1
-        while count == 0:
-            if not outer:
-                return pos
-            is_object, count = outer.pop()
-        count -= 1
-        if not turn % STEP:
+    open_ = [(False, count)]
+    while open_:
+        pos = skip_some_any(data, pos, open_)
+        if open_:
             yield
+    return pos
+
+
+def skip_some_any(data: Data, pos: int, open_: list[tuple[bool, int]]) -> int:
+    """One step of `skip_any_steps`: check some values of type Any and return where they end.
+
+    Args:
+        open_: the containers that these are in: whether it is an object, and how many of its
+            entries are still to come. Afterwards what there is to go on with; nothing at the end.
+    """
+    size = len(data)
+    is_object, count = open_.pop()
+    for _ in range(STEP):
+        while count == 0:
+            if not open_:
+                return pos
+            is_object, count = open_.pop()
+        count -= 1
         if is_object:
-            _, pos = read_var_string(data, pos)
+            pos = skip_var_string(data, pos)
         if pos >= size:
             raise _past_end("Any", pos)
         tag = data[pos]
@@ -249,17 +282,19 @@ def skip_any_steps(data: Data, pos: int, count: int = 1) -> Steps[int]:
             if pos > size:
                 raise _past_end("Any", pos - fixed - 1)
         elif tag == _STRING:
-            _, pos = read_var_string(data, pos)
+            pos = skip_var_string(data, pos)
         elif tag == _INTEGER:
             _, pos = read_var_int(data, pos)
         elif tag in (_OBJECT, _ARRAY):
-            length, pos = _read_any_length(data, pos, len(outer))
-            outer.append((is_object, count))
+            length, pos = _read_any_length(data, pos, len(open_))
+            open_.append((is_object, count))
             is_object, count = tag == _OBJECT, length
         elif tag == _BINARY:
             _, pos = read_var_uint8_array(data, pos)
         else:
             raise RemoteProtocolError(f"Any at byte {pos - 1} has the unknown tag {tag}")
+    open_.append((is_object, count))
+    return pos
 
 
 def _read_any_length(data: Data, pos: int, depth: int) -> tuple[int, int]:

@@ -10,7 +10,6 @@ Sources: y-protocols `sync.js`, `auth.js`; y-websocket `src/y-websocket.js` (mes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -21,7 +20,6 @@ from .lib0 import (
     read_var_uint8_array,
     write_var_string,
     write_var_uint,
-    write_var_uint8_array,
 )
 
 __all__ = [
@@ -34,7 +32,7 @@ __all__ = [
     "SyncStep2",
     "Update",
     "decode",
-    "iter_messages",
+    "read_message",
 ]
 
 _SYNC, _AWARENESS, _AUTH, _QUERY_AWARENESS = 0, 1, 2, 3
@@ -46,9 +44,9 @@ BUILT_IN_TYPES: Final = frozenset({_SYNC, _AWARENESS, _AUTH, _QUERY_AWARENESS})
 
 
 def _frame(head: bytes, payload: bytes) -> bytes:
-    out = bytearray(head)
-    write_var_uint8_array(out, payload)
-    return bytes(out)
+    length = bytearray()
+    write_var_uint(length, len(payload))
+    return b"".join((head, length, payload))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,36 +137,34 @@ def decode(frame: bytes) -> list[Message]:
         RemoteProtocolError: the frame is empty or cut short, or has an unknown kind of sync
             message.
     """
-    return list(iter_messages(frame))
+    message, pos = read_message(frame, 0)
+    messages = [message]
+    while pos < len(frame):
+        message, pos = read_message(frame, pos)
+        messages.append(message)
+    return messages
 
 
-def iter_messages(frame: bytes) -> Iterator[Message]:
-    """`decode` one by one: the error comes when it is reached."""
-    size = len(frame)
-    pos = 0
-    while pos < size or pos == 0:
-        start = pos
-        kind, pos = read_var_uint(frame, pos)
-        if kind == _SYNC:
-            step, pos = read_var_uint(frame, pos)
-            payload, pos = read_var_uint8_array(frame, pos)
-            if step == _SYNC_UPDATE:
-                yield Update(payload)
-            elif step == _SYNC_STEP_1:
-                yield SyncStep1(payload)
-            elif step == _SYNC_STEP_2:
-                yield SyncStep2(payload)
-            else:
-                raise RemoteProtocolError(f"unknown sync message {step} at byte {start}")
-        elif kind == _AWARENESS:
-            payload, pos = read_var_uint8_array(frame, pos)
-            yield AwarenessUpdate(payload)
-        elif kind == _QUERY_AWARENESS:
-            yield QueryAwareness()
-            return
-        elif kind == _AUTH and frame[pos : pos + 1] == b"\x00":
-            reason, pos = read_var_string(frame, pos + 1)
-            yield PermissionDenied(reason)
-        else:
-            yield Custom(kind, frame[pos:])
-            return
+def read_message(frame: bytes, pos: int) -> tuple[Message, int]:
+    """`decode` for a single message: the one at `pos`, and where the next one would begin."""
+    start = pos
+    kind, pos = read_var_uint(frame, pos)
+    if kind == _SYNC:
+        step, pos = read_var_uint(frame, pos)
+        payload, pos = read_var_uint8_array(frame, pos)
+        if step == _SYNC_UPDATE:
+            return Update(payload), pos
+        if step == _SYNC_STEP_1:
+            return SyncStep1(payload), pos
+        if step == _SYNC_STEP_2:
+            return SyncStep2(payload), pos
+        raise RemoteProtocolError(f"unknown sync message {step} at byte {start}")
+    if kind == _AWARENESS:
+        payload, pos = read_var_uint8_array(frame, pos)
+        return AwarenessUpdate(payload), pos
+    if kind == _QUERY_AWARENESS:
+        return QueryAwareness(), len(frame)
+    if kind == _AUTH and frame[pos : pos + 1] == b"\x00":
+        reason, pos = read_var_string(frame, pos + 1)
+        return PermissionDenied(reason), pos
+    return Custom(kind, frame[pos:]), len(frame)

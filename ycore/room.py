@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from enum import Enum
 from math import inf
 from types import GeneratorType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from .awareness import Awareness, AwarenessEntry, encode_awareness
 from .errors import CloseCode, LocalProtocolError, RemoteProtocolError
@@ -100,18 +100,18 @@ class Member:
 
 
 # ---- effects
+#
+# Named tuples, since there are some for every keystroke and they are made in half the time.
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(NamedTuple):
     """Store this update durably before carrying out what follows."""
 
     update: bytes
     author: Member
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Send this frame, as one binary WebSocket message, to each member of `to` but `skip`."""
 
     frame: bytes
@@ -119,8 +119,7 @@ class Send:
     skip: Member | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(NamedTuple):
     """Close the member's connection, after what was sent to it. It has left the room already."""
 
     member: Member
@@ -128,8 +127,7 @@ class Close:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(NamedTuple):
     """Find out whether the member's connection is still alive, and if it is not, let it leave.
 
     Somebody else says that it is this member: perhaps its client, back on a new connection after
@@ -139,8 +137,7 @@ class Probe:
     member: Member
 
 
-@dataclass(frozen=True, slots=True)
-class CustomMessage:
+class CustomMessage(NamedTuple):
     """A message of a type registered in `Settings.custom_types`: the application's business."""
 
     member: Member
@@ -148,16 +145,14 @@ class CustomMessage:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class AwarenessChanged:
+class AwarenessChanged(NamedTuple):
     """These came, changed what they show, or went. Only if `Settings.tell_awareness`."""
 
     room: Room
     entries: tuple[AwarenessEntry, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """From a `Hub`: give the room what the store has (`Room.load`), then call `Room.opened`.
 
     If the store fails, `Hub.close` the room: it must not stay open without its past.
@@ -166,8 +161,7 @@ class Load:
     room: Room
 
 
-@dataclass(frozen=True, slots=True)
-class Unload:
+class Unload(NamedTuple):
     """From a `Hub`: the room is idle. Let the store finish with it, then call `Hub.unloaded`."""
 
     room: Room
@@ -216,6 +210,19 @@ enough below the highest that can be written that a room can count on from it.""
 _QUESTIONS_AT_ONCE: Final = 10
 """How often a member may ask at once that asked nothing for a while."""
 
+_SNAPSHOT_KEPT: Final = 5.0
+"""For how many seconds at least the whole document, encoded, is kept for more who ask for it. Those
+who lost a server come back at about the same time. A room at rest does without a second copy: it is
+dropped at the first timeout after that, which the keepalive sees to, or when nobody is left."""
+
+_SNAPSHOT_SINCE: Final = 64
+"""How many updates may follow a snapshot: to send more costs more than to make a new one."""
+
+_SNAPSHOT_SHARE: Final = 16
+"""How many times as long as all of these a snapshot has to be. A short one is made anew at once."""
+
+_NO_MORE: Final = SyncStep2(b"\x00\x00").encode()
+
 _READ_ONLY: Final = "this connection is read-only"
 
 
@@ -232,6 +239,57 @@ class _Stalled:
     """Why edits were refused meanwhile."""
     asked: bool = False
     """Whether it has sent a SyncStep1 since, or still waits for the answer to one."""
+
+
+class _Snapshot:
+    """The whole document, encoded once for all who ask for it at about the same time.
+
+    Whoever gets it gets the updates that came in since as well: so a thousand who join share a few
+    objects, even while others type.
+    """
+
+    __slots__ = ("_encoding", "_frame", "_since", "_since_bytes", "_update", "wanted_at")
+
+    def __init__(self, store: StructStore) -> None:
+        self._encoding = store.diff_steps({})
+        self._update: bytes | None = None
+        """None while it is being made."""
+        self._frame: bytes | None = None
+        self._since: list[bytes] = []
+        """The frames that were broadcast since it was begun. It may have them or not."""
+        self._since_bytes = 0
+        self.wanted_at = -inf
+        """When it was last asked for."""
+
+    def frames_steps(self) -> Steps[list[bytes]]:
+        """What to send to one who lacks all that there is at the first step.
+
+        That is a SyncStep2; or if something came since, an Update, then that, and an empty
+        SyncStep2 last: it tells clients that this is all there is, and they may act upon that.
+        """
+        since = self._since[:]
+        while self._update is None:
+            # Each who waits for it makes it, since anyone may leave meanwhile.
+            try:
+                next(self._encoding)
+            except StopIteration as stop:
+                self._update = stop.value
+            else:
+                yield
+        if self._frame is None:
+            message = Update(self._update) if self._since else SyncStep2(self._update)
+            self._frame = message.encode()
+        return [self._frame, *since, _NO_MORE] if self._since else [self._frame]
+
+    def add(self, frame: bytes) -> bool:
+        """Something new is sent to all. Returns whether this is still worth keeping."""
+        if not self._since:
+            self._frame = None  # from now on it is an Update
+        self._since.append(frame)
+        self._since_bytes += len(frame)
+        return len(self._since) <= _SNAPSHOT_SINCE and (
+            self._update is None or self._since_bytes * _SNAPSHOT_SHARE <= len(self._update)
+        )
 
 
 class Room:
@@ -257,8 +315,11 @@ class Room:
         self._stalled: dict[Member, _Stalled] = {}
         self._present: tuple[Member, ...] | None = None
         self._synced: tuple[Member, ...] | None = None
+        self._everyone = 0, b""
+        """The frame that shows who is here, and as of which `Awareness.changes`."""
         self._owners: dict[int, Member] = {}
         """Awareness id -> the member that owns it."""
+        self._snapshot: _Snapshot | None = None
         self._keepalive_at: float | None = None
         self.joins = 0
         """How many have ever joined: by this an unload can tell that it comes too late."""
@@ -323,6 +384,7 @@ class Room:
         self._stalled.pop(member, None)
         self._audience_changed()
         if not self._members:
+            self._snapshot = None
             self._keepalive_at = None
             self.idle_since = now
         for client in member._clocks:
@@ -388,9 +450,9 @@ class Room:
                     reason = "asks for the whole document or awareness too often"
                     return self._dismiss(member, CloseCode.POLICY_VIOLATION, reason, now)
                 if isinstance(content, dict):
-                    contents[0] = self._answer(member, content)
+                    contents[0] = self._answer(member, content, now)
                     return self._receive(member, frame, now)
-                self._send_awareness(member, list(self.awareness.states), effects)
+                self._send_all_awareness(member, effects)
             contents.popleft()
         frame.done = not contents
         return effects
@@ -422,6 +484,8 @@ class Room:
         self._stalled.clear()
         self._audience_changed()
         self._owners.clear()
+        self._everyone = 0, b""
+        self._snapshot = None
         self._keepalive_at = None
         self.idle_since = now
         self.awareness = Awareness()
@@ -519,6 +583,8 @@ class Room:
         if self._keepalive_at is not None and now >= self._keepalive_at:
             effects.append(Send(_KEEPALIVE, self._who_is_present()))
             self._keepalive_at = now + self.settings.keepalive
+        if self._snapshot is not None and now >= self._snapshot.wanted_at + _SNAPSHOT_KEPT:
+            self._snapshot = None
         return effects
 
     # -- what messages do
@@ -531,7 +597,7 @@ class Room:
     def _greet(self, member: Member) -> list[Effect]:
         state_vector = SyncStep1(self.store.encode_state_vector())
         effects: list[Effect] = [Send(state_vector.encode(), (member,))]
-        self._send_awareness(member, list(self.awareness.states), effects)
+        self._send_all_awareness(member, effects)
         return effects
 
     def _keep_waiting(self, member: Member, frame: Frame, now: float) -> list[Effect]:
@@ -566,7 +632,7 @@ class Room:
             yield
         return []
 
-    def _answer(self, member: Member, clocks: dict[int, int]) -> Steps[list[Effect]]:
+    def _answer(self, member: Member, clocks: dict[int, int], now: float) -> Steps[list[Effect]]:
         """A SyncStep1: what does the member lack who has the structs below these clocks?
 
         From the first step on it gets what is new; what the answer has of that, it gets twice.
@@ -575,12 +641,21 @@ class Room:
             member.synced = True
             self._audience_changed()
         if member not in self._stalled:
-            diff = yield from self.store.diff_steps(clocks)
+            frames = yield from self._frames_for(clocks, now)
             if member not in self._stalled:
-                return [Send(SyncStep2(diff).encode(), (member,))]
+                return [Send(frame, (member,)) for frame in frames]
         stalled = self._stalled[member]
         stalled.clocks, stalled.asked = clocks, True
         return []
+
+    def _frames_for(self, clocks: dict[int, int], now: float) -> Steps[list[bytes]]:
+        if clocks:
+            diff = yield from self.store.diff_steps(clocks)
+            return [SyncStep2(diff).encode()]
+        if self._snapshot is None:
+            self._snapshot = _Snapshot(self.store)
+        self._snapshot.wanted_at = now
+        return (yield from self._snapshot.frames_steps())
 
     def _take_update(
         self, member: Member, update: ParsedUpdate, now: float, effects: list[Effect]
@@ -619,7 +694,10 @@ class Room:
                 # Of what was known some may be on its way into the store: then this waits too.
                 effects.append(Send(Update(update.data).encode(), (member,)))
         if new is not None:
-            self._broadcast(Update(new).encode(), self._who_is_synced(), author, effects)
+            frame = Update(new).encode()
+            self._broadcast(frame, self._who_is_synced(), author, effects)
+            if self._snapshot is not None and not self._snapshot.add(frame):
+                self._snapshot = None
 
     # -- awareness
     #
@@ -748,6 +826,14 @@ class Room:
             if self.settings.tell_awareness:
                 effects.append(AwarenessChanged(self, tuple(entries)))
         return effects
+
+    def _send_all_awareness(self, member: Member, effects: list[Effect]) -> None:
+        if len(self.awareness) > 0 and member not in self._stalled:
+            changes, frame = self._everyone
+            if changes != self.awareness.changes:
+                frame = AwarenessUpdate(self.awareness.encode()).encode()
+                self._everyone = self.awareness.changes, frame
+            effects.append(Send(frame, (member,)))
 
     def _send_awareness(self, member: Member, clients: list[int], effects: list[Effect]) -> None:
         if member in self._stalled:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 from build import item, text, update
 from hypothesis import settings
@@ -266,3 +267,11 @@ World.TestCase.settings = settings(
     max_examples=max(150, settings().max_examples), stateful_step_count=60, deadline=None
 )
 TestWorld = World.TestCase
+
+
+class TestWorldOfSnapshots(World.TestCase):  # type: ignore[name-defined,misc]
+    """Snapshots of short documents are made anew when anything came since: here they are not."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.enterContext(patch("ycore.room._SNAPSHOT_SHARE", 0))

@@ -24,6 +24,7 @@ from ycore import (
     Send,
     Settings,
     State,
+    StructStore,
     UpdateLimits,
     merge_updates,
 )
@@ -770,8 +771,9 @@ def test_a_long_answer_is_given_step_by_step(room: Room) -> None:
     assert ("send", ("update", A), [reader, slow]) in plain(room.receive(writer, edit(A), now=1))
     effects, steps = taken_in(room, reader, question)
     assert steps > 5
-    ((_, (_, answer), to),) = effects
+    (_, (_, answer), to), (_, end, _) = effects
     assert to == [reader]
+    assert end == ("step2", EMPTY)
     assert merge_updates([answer, A]) == room.store.encode()
     # Who stalls before its answer is ready gets it when it is not stalled any more.
     room.stall(slow, now=1)
@@ -1081,3 +1083,106 @@ def test_it_is_told_who_is_here_if_it_wants_to_be() -> None:
     assert AwarenessChanged(room, (AwarenessEntry(7, 2, '{"user":"a"}'),)) in effects
     assert room.leave(a, now=2)[-1] == AwarenessChanged(room, (AwarenessEntry(7, 2, None),))
     assert b.synced
+
+
+# ---- many who join at once
+
+
+def herd_of(room: Room, count: int, now: float) -> list[list[Any]]:
+    """Members who come and ask for everything, and what each is answered."""
+    members = [room.join(now=now)[0] for _ in range(count)]
+    return [room.receive(member, step1(), now=now) for member in members]
+
+
+def long_document(room: Room) -> Member:
+    writer = enter(room)
+    structs = [item(text("x" * 100), parent="t") for _ in range(50)]
+    room.receive(writer, edit(update({(9, 0): structs})), now=0)
+    return writer
+
+
+def heard(frames: list[Send]) -> StructStore:
+    store = StructStore()
+    for effect in frames:
+        _, (_, data), _ = plain([effect])[0]
+        store.add(data)
+    return store
+
+
+def test_all_who_ask_for_the_whole_document_get_the_same_object(room: Room) -> None:
+    writer = long_document(room)
+    first, *others = herd_of(room, 3, now=1)
+    assert heard(first).encode() == room.store.encode()
+    assert all(its[0].frame is first[0].frame for its in others)
+    # Others go on typing: what came since is sent again, rather than everything anew.
+    typed_ = [update({(7, i): [item(text("x"), parent="t")]}) for i in range(3)]
+    sent = [room.receive(writer, edit(data), now=1)[1].frame for data in typed_]
+    fourth, fifth = herd_of(room, 2, now=2)
+    assert [kind for _, (kind, _), _ in plain(fourth)] == ["update"] * 4 + ["step2"]
+    assert [effect.frame for effect in fourth[1:4]] == sent
+    assert plain(fourth)[-1][1] == ("step2", EMPTY)
+    assert heard(fourth).encode() == room.store.encode()
+    assert all(a.frame is b.frame for a, b in zip(fourth, fifth, strict=True))
+    # Who has some of it gets the rest, and nothing else.
+    reader = room.join(now=2)[0]
+    assert plain(room.receive(reader, step1({9: 5000, 7: 2}), now=2)) == [
+        ("send", ("step2", typed_[2]), [reader])
+    ]
+
+
+def test_a_snapshot_is_made_anew_when_much_came_since(room: Room) -> None:
+    writer = long_document(room)
+    herd_of(room, 1, now=1)
+    room.receive(writer, edit(update({(7, 0): [item(text("y" * 500), parent="t")]})), now=1)
+    (whole,) = herd_of(room, 1, now=1)
+    assert plain(whole)[0][1] == ("step2", room.store.encode())
+    for i in range(65):
+        room.receive(writer, edit(update({}, {7: [(i, 1)]})), now=1)
+    (whole,) = herd_of(room, 1, now=1)
+    assert [message for _, message, _ in plain(whole)] == [("step2", room.store.encode())]
+
+
+def test_a_snapshot_is_dropped_when_nobody_asks_any_more(room: Room) -> None:
+    long_document(room)
+    ((first,),) = herd_of(room, 1, now=1)
+    room.handle_timeout(now=4)
+    ((again,),) = herd_of(room, 1, now=5)
+    assert again.frame is first.frame
+    room.handle_timeout(now=9.9)
+    ((again,),) = herd_of(room, 1, now=9.9)
+    assert again.frame is first.frame
+    room.handle_timeout(now=15)
+    ((again,),) = herd_of(room, 1, now=15)
+    assert again.frame == first.frame
+    assert again.frame is not first.frame
+    for member in room.members:
+        room.leave(member, now=16)
+    ((anew,),) = herd_of(room, 1, now=16)
+    assert anew.frame == again.frame
+    assert anew.frame is not again.frame
+
+
+def test_who_waits_for_a_snapshot_makes_it_though_others_leave(room: Room) -> None:
+    writer = enter(room)
+    many = update({(client, 0): [gc(2)] for client in range(1000, 21_000)})
+    room.receive(writer, edit(many), now=0)
+    members = [room.join(now=1)[0] for _ in range(3)]
+    questions = [Frame(step1()) for _ in members]
+    for member, question in zip(members[:2], questions, strict=False):
+        assert room.receive(member, question, now=1) == []
+    news = room.receive(writer, edit(A), now=1)[1]
+    assert news.to == (writer, *members[:2])
+    assert room.receive(members[2], questions[2], now=1) == []
+    room.leave(members[0], now=1)
+    answers: dict[int, list[Any]] = {1: [], 2: []}
+    steps = 0
+    while not (questions[1].done and questions[2].done):
+        for i in answers:
+            answers[i] += room.receive(members[i], questions[i], now=1)
+            steps += 1
+    assert 5 < steps < 20
+    assert answers[1][0].frame is answers[2][0].frame
+    assert [answers[1][1]] == [Send(SyncStep2(EMPTY).encode(), (members[1],))]
+    assert answers[2][1].frame is news.frame
+    assert heard([*answers[1], news]).encode() == room.store.encode()
+    assert heard(answers[2]).encode() == room.store.encode()

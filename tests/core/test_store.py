@@ -360,7 +360,7 @@ def test_typing_squashes_on_and_on() -> None:
 )
 def test_cut(struct: bytes, low: int, high: int, expected: bytes) -> None:
     parsed = parse_update(update({(1, 10): [struct]}))
-    run = run_of(parsed.data, parsed.sections[0]).cut(1, low, high)
+    run = run_of(parsed.data, parsed.sections[0]).cut(low, high)
     assert run.raw == expected
     assert (run.start, list(run.ends), list(run.offsets)) == (low, [high], [0])
 

@@ -94,6 +94,8 @@ class ClientDeletes:
         if len(ranges) > 1 and last - first > _SPARSE * len(ranges):
             middle = len(ranges) // 2
             return self._add(ranges[:middle]) + self._add(ranges[middle:])
+        if len(ranges) == 1 and last - first < 2:  # what a backspace does
+            return self._add_one(ranges, first, known=last - first)
         new = merged = ranges
         if first < last:
             known = list(zip(self._starts[first:last], self._ends[first:last], strict=True))
@@ -103,6 +105,17 @@ class ClientDeletes:
             self._starts[first:last] = array("Q", [start for start, _ in merged])
             self._ends[first:last] = array("Q", [end for _, end in merged])
         return new
+
+    def _add_one(self, ranges: list[Range], at: int, known: int) -> list[Range]:
+        """Add a range where one known range is in its way, or none."""
+        ((start, end),) = ranges
+        if not known:
+            self._starts.insert(at, start)
+            self._ends.insert(at, end)
+            return ranges
+        known_start, known_end = self._starts[at], self._ends[at]
+        self._starts[at], self._ends[at] = min(start, known_start), max(end, known_end)
+        return subtract(ranges, [(known_start, known_end)])
 
     def covers(self, ranges: list[Range]) -> bool:
         """Whether all of these are deleted already."""

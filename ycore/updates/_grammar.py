@@ -35,6 +35,8 @@ from ..lib0 import (
     read_var_uint,
     read_var_uint8_array,
     skip_any_steps,
+    skip_some_any,
+    skip_var_string,
     write_var_uint,
 )
 from ..steps import STEP, Steps, finish
@@ -63,7 +65,6 @@ HAS_KEY: Final = 0x20
 """The item is the value of a key (`parentSub`), of a map or an XML attribute."""
 
 _MAX_TYPE: Final = 6
-_MOSTLY_SHORT: Final = (FORMAT, TYPE, DELETED, BINARY, EMBED)
 _MANY: Final = 64
 """From how many structs on the places of structs are kept in arrays."""
 _NAMED_TYPES: Final = (3, 5)  # YXmlElement and YXmlHook carry a name
@@ -131,35 +132,25 @@ class ParsedUpdate:
         "weight",
     )
 
-    def __init__(
-        self,
-        data: bytes,
-        sections: list[Section],
-        deletes: dict[int, list[tuple[int, int]]],
-        weight: int,
-        tidy: bool,
-        long_values: list[tuple[int, int, int]],
-        keyless: Clocks,
-        is_long: bool,
-    ) -> None:
+    def __init__(self, data: bytes) -> None:
         self.data = data
-        self.sections = sections
+        self.sections: list[Section] = []
         """In the order of the update; a Skip ends one and begins another."""
-        self.deletes = deletes
+        self.deletes: dict[int, list[tuple[int, int]]] = {}
         """Client -> (first clock, clock after the last): sorted, with gaps between them."""
-        self.weight = weight
+        self.weight = 0
         """How many sections, clients with deletes and ranges there are: what costs time to take
         in. Structs cost little, since they are taken in many at a time."""
-        self.tidy = tidy
+        self.tidy = False
         """Whether `data` can be passed on for this: it says no more, and has the delete ranges in
         this form, too."""
-        self.long_values = long_values
+        self.long_values: list[tuple[int, int, int]] = []
         """Client, first clock and clock after the last of values of a key (of a map, or an
         attribute) that are longer than one: only deleted ones may be; see `undeleted_value`."""
-        self.is_long = is_long
+        self.is_long = False
         """Whether to go through its structs takes longer than a step."""
         self._by_client: dict[int, list[Section]] | None = None
-        self.keyless = keyless
+        self.keyless: Clocks = []
         """Where the items begin in `data` that have a neighbour, and say that they have no key: so
         says the neighbour, or they lie; see `StructStore.misfits`."""
 
@@ -203,26 +194,27 @@ _PART: Final = 2000
 """How heavy an update may be to be taken into a store in one go: some 20 ms at worst."""
 
 
-def parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
+def parts_of(update: ParsedUpdate) -> Iterable[ParsedUpdate]:
     """The update, or if it is too heavy to be taken in at once, lighter ones that say the same."""
-    if update.weight <= _PART:
-        yield update
-        return
-    data = update.data
+    return (update,) if update.weight <= _PART else _parts_of(update)
+
+
+def _parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
     for done in range(0, len(update.sections), _PART):
-        sections = update.sections[done : done + _PART]
-        yield ParsedUpdate(data, sections, {}, len(sections), False, [], [], False)
-    deletes: dict[int, list[tuple[int, int]]] = {}
-    weight = 0
+        part = ParsedUpdate(update.data)
+        part.sections = update.sections[done : done + _PART]
+        part.weight = len(part.sections)
+        yield part
+    part = ParsedUpdate(update.data)
     for client, its in update.deletes.items():
         for done in range(0, len(its), _PART):
-            deletes[client] = its[done : done + _PART]
-            weight += 1 + len(deletes[client])
-            if weight >= _PART:
-                yield ParsedUpdate(data, [], deletes, weight, False, [], [], False)
-                deletes, weight = {}, 0
-    if deletes:
-        yield ParsedUpdate(data, [], deletes, weight, False, [], [], False)
+            part.deletes[client] = its[done : done + _PART]
+            part.weight += 1 + len(part.deletes[client])
+            if part.weight >= _PART:
+                yield part
+                part = ParsedUpdate(update.data)
+    if part.deletes:
+        yield part
 
 
 def collect(update: ParsedUpdate, offsets: Iterable[int]) -> ParsedUpdate:
@@ -278,11 +270,12 @@ def parse_update(data: bytes, limits: UpdateLimits = NO_LIMITS) -> ParsedUpdate:
 def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[ParsedUpdate]:
     """`parse_update` in steps."""
     size = len(data)
+    update = ParsedUpdate(data)
+    if size > _MANY * _MANY:
+        update.keyless = array("Q")
+    deletes = update.deletes
     try:
         count, pos = read_var_uint(data, 0)
-        sections: list[Section] = []
-        long_values: list[tuple[int, int, int]] = []
-        keyless: Clocks = array("Q") if size > _MANY * _MANY else []
         clients = set()
         structs = 0
         for turn in range(1, count + 1):
@@ -292,18 +285,34 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
             structs += number
             if structs > limits.structs:
                 raise _too_many("structs", limits.structs)
-            pos, client = yield from _read_section(
-                data, pos, number, sections, long_values, keyless, limits.sections
-            )
+            client_at = pos
+            client, pos = read_var_uint(data, pos)
+            own_client = data[client_at:pos]
+            clock, pos = read_var_uint(data, pos)
+            if number == 0 or number * 2 > size - pos:  # the shortest struct has two bytes
+                raise RemoteProtocolError(f"client {client} declares {number} structs")
+            section = Section(client, clock, pos, number > _MANY)
+            content: tuple[int, int] | None = None
+            while True:
+                section, number, pos, content_at = _read_structs(
+                    update, section, own_client, number, pos, content, limits.sections
+                )
+                if content_at:
+                    content = yield from _skip_long_content(data, content_at, data[pos] & KIND)
+                elif number:
+                    content = None
+                    yield
+                else:
+                    break
+            _end_section(update, section, pos, limits.sections)
             if client in clients:
                 raise RemoteProtocolError(f"client {client} has two sections in one update")
             clients.add(client)
-        deletes: dict[int, list[tuple[int, int]]] = {}
         count, pos = read_var_uint(data, pos)
         if count > limits.sections:
             raise _too_many("clients with deletes", limits.sections)
         left = limits.delete_ranges
-        tidy = True
+        update.tidy = True
         for turn in range(1, count + 1):
             if not turn % STEP:
                 yield
@@ -314,16 +323,28 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
             left -= number
             if left < 0:
                 raise _too_many("delete ranges", limits.delete_ranges)
-            ranges, pos, in_order = yield from _read_ranges(data, pos, client, number)
+            if number == 0 or number * 2 > size - pos:
+                raise RemoteProtocolError(f"client {client} declares {number} delete ranges")
+            ranges: list[tuple[int, int]] = []
+            in_order = True
+            while True:
+                pos, ordered = _read_ranges(data, pos, min(number, STEP), ranges)
+                in_order &= ordered
+                number -= STEP
+                if number <= 0:
+                    break
+                yield
+            if not in_order:
+                ranges = yield from _in_order(ranges)
+                update.tidy = False
             deletes[client] = ranges
-            tidy &= in_order
     except IndexError:
         raise RemoteProtocolError("update ends in the middle of a struct") from None
     if pos != size:
         raise RemoteProtocolError(f"{size - pos} bytes left over after the update")
-    weight = len(sections) + len(deletes) + limits.delete_ranges - left
-    is_long = structs + weight > STEP
-    return ParsedUpdate(data, sections, deletes, weight, tidy, long_values, keyless, is_long)
+    update.weight = len(update.sections) + len(deletes) + limits.delete_ranges - left
+    update.is_long = structs + update.weight > STEP
+    return update
 
 
 def _too_many(what: str, limit: int) -> RemoteProtocolError:
@@ -331,86 +352,87 @@ def _too_many(what: str, limit: int) -> RemoteProtocolError:
     return RemoteProtocolError(reason, CloseCode.MESSAGE_TOO_BIG)
 
 
-def _read_section(
-    data: bytes,
-    pos: int,
-    count: int,
-    sections: list[Section],
-    long_values: list[tuple[int, int, int]],
-    keyless: Clocks,
-    max_sections: int,
-) -> Steps[tuple[int, int]]:
-    """Read one client's structs into `sections`; return where they end, and the client."""
-    client_at = pos
-    client, pos = read_var_uint(data, pos)
-    own_client = data[client_at:pos]
-    clock, pos = read_var_uint(data, pos)
-    if count == 0 or count * 2 > len(data) - pos:  # the shortest struct has two bytes
-        raise RemoteProtocolError(f"client {client} declares {count} structs")
-    many = count > _MANY
-    begin = pos
-    section = Section(client, clock, begin, many)
-    ends, offsets = section.ends, section.offsets
-    while True:
-        for _ in range(count if count < STEP else STEP):
-            offset = pos
-            info = data[pos]
-            if info in (SKIP, GC):
-                length, pos = read_var_uint(data, pos + 1)
-            elif info & KIND == STRING:
-                pos = _skip_item_head(data, pos, info, client, own_client, clock)
-                # Text is most of what there is, so its content is read here.
-                length = data[pos]
-                if length < 0x80:
-                    pos += 1
-                else:
-                    length, pos = read_var_uint(data, pos)
-                text = data[pos : pos + length]
-                if len(text) != length:
-                    raise RemoteProtocolError(f"string at byte {pos} runs past the end")
-                pos += length
-                if not text.isascii():
-                    length = utf16_length(text, pos - length)
-            else:
-                pos = _skip_item_head(data, pos, info, client, own_client, clock)
-                kind = info & KIND
-                length = -1
-                if kind in _MOSTLY_SHORT:
-                    length, pos = _skip_short_content(data, pos, kind)
-                if length < 0:
-                    length, pos = yield from _skip_long_content(data, pos, kind)
-            if length != 1:
-                if length == 0:
-                    raise RemoteProtocolError(f"struct at byte {offset} has no length")
-                if info & HAS_KEY and info & KIND != DELETED:
-                    long_values.append((client, clock, clock + length))
-            if info & (HAS_ORIGIN | HAS_RIGHT_ORIGIN) and not info & HAS_KEY:
-                keyless.append(offset)
-            clock += length
-            if clock > MAX_SAFE_INTEGER:
-                raise RemoteProtocolError(f"struct at byte {offset} ends at a clock above 2^53-1")
-            if info != SKIP:
-                ends.append(clock)
-                offsets.append(offset - begin)
-            else:
-                if ends:
-                    section.stop = offset
-                    sections.append(section)
-                    if len(sections) > max_sections:
-                        raise _too_many("clients and holes", max_sections)
-                begin = pos
-                section = Section(client, clock, begin, many)
-                ends, offsets = section.ends, section.offsets
-        count -= STEP
-        if count <= 0:
-            break
-        yield
-    if ends:
-        section.stop = pos
-        sections.append(section)
-        if len(sections) > max_sections:
+def _end_section(update: ParsedUpdate, section: Section, stop: int, max_sections: int) -> None:
+    """A section's structs end here, if it has any: nothing else may be in a hole."""
+    if section.ends:
+        section.stop = stop
+        update.sections.append(section)
+        if len(update.sections) > max_sections:
             raise _too_many("clients and holes", max_sections)
-    return pos, client
+
+
+def _read_structs(
+    update: ParsedUpdate,
+    section: Section,
+    own_client: bytes,
+    count: int,
+    pos: int,
+    content: tuple[int, int] | None,
+    max_sections: int,
+) -> tuple[Section, int, int, int]:
+    """Read one client's structs, a step of them at most; return where to go on: in which section,
+    with how many structs, and at which byte.
+
+    It stops before a struct whose content may be long, and returns where that is, too (else 0):
+    `content` takes what `_skip_long_content` found there.
+    """
+    data = update.data
+    client = section.client
+    ends, offsets, begin = section.ends, section.offsets, section.begin
+    clock = ends[-1] if ends else section.start
+    later = count - STEP if count > STEP else 0
+    for left in range(count, later, -1):
+        offset = pos
+        info = data[pos]
+        kind = info & KIND
+        if kind == STRING:
+            pos = _skip_item_head(data, pos, info, client, own_client, clock)
+            # Text is most of what there is, so its content is read here.
+            length = data[pos]
+            if length < 0x80:
+                pos += 1
+            else:
+                length, pos = read_var_uint(data, pos)
+            text = data[pos : pos + length]
+            if len(text) != length:
+                raise RemoteProtocolError(f"string at byte {pos} runs past the end")
+            pos += length
+            if not text.isascii():
+                length = utf16_length(text, pos - length)
+        elif info in (SKIP, GC):
+            length, pos = read_var_uint(data, pos + 1)
+        else:
+            if kind == GC or kind > DOC:
+                raise RemoteProtocolError(
+                    f"struct at byte {pos} has the unknown info byte {info:#04x}"
+                )
+            pos = _skip_item_head(data, pos, info, client, own_client, clock)
+            if content is None:
+                length, end = _skip_short_content(data, pos, kind)
+                if length < 0:
+                    return section, left, offset, pos
+                pos = end
+            else:
+                length, pos = content
+                content = None
+        if length != 1:
+            if length == 0:
+                raise RemoteProtocolError(f"struct at byte {offset} has no length")
+            if info & HAS_KEY and kind != DELETED:
+                update.long_values.append((client, clock, clock + length))
+        if info >= HAS_RIGHT_ORIGIN and not info & HAS_KEY:  # it has an origin, or a right one
+            update.keyless.append(offset)
+        clock += length
+        if clock > MAX_SAFE_INTEGER:
+            raise RemoteProtocolError(f"struct at byte {offset} ends at a clock above 2^53-1")
+        if info != SKIP:
+            ends.append(clock)
+            offsets.append(offset - begin)
+        else:
+            _end_section(update, section, offset, max_sections)
+            section = Section(client, clock, pos, isinstance(ends, array))
+            ends, offsets, begin = section.ends, section.offsets, section.begin
+    return section, later, pos, 0
 
 
 def _skip_item_head(
@@ -418,51 +440,54 @@ def _skip_item_head(
 ) -> int:
     """Check an Item's ids and parent; return where its content begins.
 
-    An id of the same client must lie before the item, or Yjs throws on integrating it. What is to
-    the item's left can't also be to its right: where Yjs then puts it depends on how structs happen
-    to be cut.
+    What is to the item's left can't also be to its right: where Yjs then puts it depends on how
+    structs happen to be cut.
     """
-    if info & KIND > DOC or info & KIND == GC:
-        raise RemoteProtocolError(f"struct at byte {pos} has the unknown info byte {info:#04x}")
     pos += 1
-    ids = info >> 6  # 2 origin, 1 right origin
-    if ids == 0:
+    if info >= HAS_ORIGIN:
+        origin, pos = _read_id(data, pos, client, own_client, clock)
+        if info & HAS_RIGHT_ORIGIN:
+            at = pos
+            right_origin, pos = _read_id(data, pos, client, own_client, clock)
+            if right_origin == origin:
+                raise RemoteProtocolError(f"id at byte {at} is to the right of itself")
+    elif info >= HAS_RIGHT_ORIGIN:
+        _, pos = _read_id(data, pos, client, own_client, clock)
+    else:
         named, pos = read_var_uint(data, pos)
         if named == 1:
-            _, pos = read_var_string(data, pos)
+            pos = skip_var_string(data, pos)
         elif named == 0:
-            ids = 2
+            _, pos = _read_id(data, pos, client, own_client, clock)
         else:
             raise RemoteProtocolError(f"parent info at byte {pos - 1} is neither 0 nor 1")
-        is_parent = True
-    else:
-        is_parent = False
-    first = -1, -1
-    while ids:
-        at = pos
-        if data.startswith(own_client, pos):
-            known, pos = read_var_uint(data, pos + len(own_client))
-            id_client = client
-        else:
-            id_client, pos = read_var_uint(data, pos)
-            known, pos = read_var_uint(data, pos)
-        if id_client == client and known >= clock:
-            raise RemoteProtocolError(f"id at byte {at} refers to a struct not before its own")
-        if ids == 3:
-            first = id_client, known
-            ids = 1
-        elif first[1] == known and first[0] == id_client:
-            raise RemoteProtocolError(f"id at byte {at} is to the right of itself")
-        else:
-            ids = 0
-    if is_parent and info & HAS_KEY:
-        _, pos = read_var_string(data, pos)
+        if info & HAS_KEY:
+            pos = skip_var_string(data, pos)
     return pos
 
 
+def _read_id(
+    data: bytes, pos: int, client: int, own_client: bytes, clock: int
+) -> tuple[tuple[int, int], int]:
+    """Read an id in an item at `clock`.
+
+    One of the same client must lie before the item, or Yjs throws on integrating it.
+    """
+    at = pos
+    if data.startswith(own_client, pos):
+        id_client = client
+        pos += len(own_client)
+    else:
+        id_client, pos = read_var_uint(data, pos)
+    id_clock, pos = read_var_uint(data, pos)
+    if id_clock >= clock and id_client == client:
+        raise RemoteProtocolError(f"id at byte {at} refers to a struct not before its own")
+    return (id_client, id_clock), pos
+
+
 def _skip_short_content(data: bytes, pos: int, kind: int) -> tuple[int, int]:
-    """Check content of a kind that is mostly short; return how many clocks it takes, and where it
-    ends; or -1 if it is long, for `_skip_long_content` to check."""
+    """Check content that is short; return how many clocks it takes, and where it ends. -1 clocks
+    if it may be long: then it is for `_skip_long_content` to check."""
     if kind == DELETED:  # len
         return read_var_uint(data, pos)
     if kind == TYPE:  # type [name]
@@ -470,38 +495,42 @@ def _skip_short_content(data: bytes, pos: int, kind: int) -> tuple[int, int]:
         if type_ref > _MAX_TYPE:
             raise RemoteProtocolError(f"unknown shared type {type_ref} before byte {pos}")
         if type_ref in _NAMED_TYPES:
-            _, pos = read_var_string(data, pos)
+            pos = skip_var_string(data, pos)
     elif kind == BINARY:  # bytes
         _, pos = read_var_uint8_array(data, pos)
-    else:  # FORMAT, EMBED: [key] json
-        start = pos
+    elif kind == ANY:  # n any{n}
+        count, pos = _read_count(data, pos)
+        values = [(False, count)]
+        pos = skip_some_any(data, pos, values)
+        return (-1 if values else count), pos
+    elif kind in (FORMAT, EMBED):  # [key] json
         if kind == FORMAT:
-            _, pos = read_var_string(data, pos)
+            pos = skip_var_string(data, pos)
         text, pos = read_var_string(data, pos)
         if len(text) > SHORT_JSON:
-            return -1, start
+            return -1, pos
         check_json(text)
+    else:
+        return -1, pos
     return 1, pos
 
 
 def _skip_long_content(data: bytes, pos: int, kind: int) -> Steps[tuple[int, int]]:
-    """Check content of a kind that may be long; likewise."""
+    """Check content that may be long; likewise."""
     if kind in (FORMAT, EMBED):
         if kind == FORMAT:
-            _, pos = read_var_string(data, pos)
+            pos = skip_var_string(data, pos)
         text, pos = read_var_string(data, pos)
         yield from check_json_steps(text)
         return 1, pos
     if kind == DOC:  # guid any(map)
-        _, pos = read_var_string(data, pos)
+        pos = skip_var_string(data, pos)
         if data[pos] != _ANY_OBJECT:
             raise RemoteProtocolError(f"subdocument options at byte {pos} are no object")
         pos = yield from skip_any_steps(data, pos)
         return 1, pos
-    count, pos = read_var_uint(data, pos)
-    if count > len(data) - pos:
-        raise RemoteProtocolError(f"{count} values declared before byte {pos}")
-    if kind == ANY:  # n any{n}
+    count, pos = _read_count(data, pos)
+    if kind == ANY:
         pos = yield from skip_any_steps(data, pos, count)
     else:  # JSON: n json{n}, where a json may be "undefined"
         for turn in range(1, count + 1):
@@ -515,6 +544,14 @@ def _skip_long_content(data: bytes, pos: int, kind: int) -> Steps[tuple[int, int
     return count, pos
 
 
+def _read_count(data: bytes, pos: int) -> tuple[int, int]:
+    """Read how many values there are in content that has many."""
+    count, pos = read_var_uint(data, pos)
+    if count > len(data) - pos:
+        raise RemoteProtocolError(f"{count} values declared before byte {pos}")
+    return count, pos
+
+
 def utf16_length(text: bytes, pos: int) -> int:
     """How many UTF-16 code units, JavaScript's unit of length, this UTF-8 makes."""
     try:
@@ -524,35 +561,23 @@ def utf16_length(text: bytes, pos: int) -> int:
 
 
 def _read_ranges(
-    data: bytes, pos: int, client: int, count: int
-) -> Steps[tuple[list[tuple[int, int]], int, bool]]:
-    """Read one client's delete ranges; return them, sorted and disjoint, where they end, and
-    whether they came so."""
-    if count == 0 or count * 2 > len(data) - pos:
-        raise RemoteProtocolError(f"client {client} declares {count} delete ranges")
-    ranges = []
-    last = -1
+    data: bytes, pos: int, count: int, ranges: list[tuple[int, int]]
+) -> tuple[int, bool]:
+    """Read so many of one client's delete ranges, on top of those before; return where they end,
+    and whether they are sorted and disjoint."""
+    last = ranges[-1][1] if ranges else -1
     in_order = True
-    while True:
-        for _ in range(count if count < STEP else STEP):
-            start, pos = read_var_uint(data, pos)
-            length, pos = read_var_uint(data, pos)
-            end = start + length
-            if length == 0 or end > MAX_SAFE_INTEGER:
-                raise RemoteProtocolError(
-                    f"delete range before byte {pos} is empty or ends too far"
-                )
-            if start <= last:
-                in_order = False
-            last = end
-            ranges.append((start, end))
-        count -= STEP
-        if count <= 0:
-            break
-        yield
-    if not in_order:
-        ranges = yield from _in_order(ranges)
-    return ranges, pos, in_order
+    for _ in range(count):
+        start, pos = read_var_uint(data, pos)
+        length, pos = read_var_uint(data, pos)
+        end = start + length
+        if length == 0 or end > MAX_SAFE_INTEGER:
+            raise RemoteProtocolError(f"delete range before byte {pos} is empty or ends too far")
+        if start <= last:
+            in_order = False
+        last = end
+        ranges.append((start, end))
+    return pos, in_order
 
 
 def _in_order(ranges: list[tuple[int, int]]) -> Steps[list[tuple[int, int]]]:

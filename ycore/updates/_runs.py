@@ -34,12 +34,14 @@ _RUN_BYTES: Final = 1500
 """What a run costs besides its structs: the objects that it is made of, a quarter of this; and a
 microsecond or two whenever somebody joins."""
 
+_STRUCT_BYTES: Final = 16
+"""What a struct costs besides its own bytes."""
+
 
 class _Shape(NamedTuple):
-    """What of a struct of a squashable kind decides about squashing and cutting."""
+    """What of a struct of a squashable kind matters for squashing and cutting."""
 
     kind: int
-    origin: tuple[int, int] | None
     right_origin: bytes
     has_key: bool
     size_at: int
@@ -53,13 +55,11 @@ def _shape(data: Data, pos: int) -> _Shape:
     info = data[pos]
     kind = info & KIND
     pos += 1
-    origin = None
     right_origin = b""
     if kind != GC:
         if info & HAS_ORIGIN:
-            client, pos = read_var_uint(data, pos)
-            clock, pos = read_var_uint(data, pos)
-            origin = (client, clock)
+            _, pos = read_var_uint(data, pos)
+            _, pos = read_var_uint(data, pos)
         if info & HAS_RIGHT_ORIGIN:
             start = pos
             _, pos = read_var_uint(data, pos)
@@ -75,7 +75,7 @@ def _shape(data: Data, pos: int) -> _Shape:
             if info & HAS_KEY:
                 _, pos = read_var_string(data, pos)
     size, content_at = read_var_uint(data, pos)
-    return _Shape(kind, origin, right_origin, bool(info & HAS_KEY), pos, content_at, size)
+    return _Shape(kind, right_origin, bool(info & HAS_KEY), pos, content_at, size)
 
 
 def _cut(data: Data, pos: int, client: int, start: int, low: int, high: int) -> bytes:
@@ -120,27 +120,43 @@ def _cut(data: Data, pos: int, client: int, start: int, low: int, high: int) -> 
     return bytes(out)
 
 
+class _Tail:
+    """Where in the last struct of a run the next one would continue it."""
+
+    __slots__ = ("content_at", "right_origin", "size", "size_at")
+
+    def __init__(self, shape: _Shape) -> None:
+        self.right_origin = shape.right_origin
+        self.size_at = shape.size_at
+        self.content_at = shape.content_at
+        self.size = shape.size
+
+
 class Run:
     """Consecutive structs of one client, without a hole between them.
 
     `raw[offsets[i]:offsets[i + 1]]` is struct i, `ends[i]` the clock after it.
     """
 
-    __slots__ = ("_tail", "ends", "offsets", "raw", "start")
+    __slots__ = ("_own_client", "_tail", "client", "ends", "offsets", "raw", "start")
 
-    def __init__(self, start: int) -> None:
+    def __init__(self, client: int, start: int) -> None:
+        self.client = client
         self.start = start
         """The clock of the first struct."""
         self.raw = bytearray()
         self.ends = array("Q")
         self.offsets = array("Q")
-        self._tail: _Shape | None = None
-        """The shape of the last struct, once it was asked for; None also when it has none."""
+        own_client = bytearray()
+        write_var_uint(own_client, client)
+        self._own_client = bytes(own_client)
+        self._tail: _Tail | None = None
+        """Of the last struct, once it was asked for."""
 
     @property
     def size(self) -> int:
         """About how many bytes of memory it takes."""
-        return _RUN_BYTES + 16 * len(self.ends) + len(self.raw)
+        return _RUN_BYTES + _STRUCT_BYTES * len(self.ends) + len(self.raw)
 
     @property
     def end(self) -> int:
@@ -151,71 +167,77 @@ class Run:
         """Whether the struct that this clock, inside this run, is in is the value of a key."""
         return bool(self.raw[self.offsets[bisect_right(self.ends, clock)]] & HAS_KEY)
 
-    def append(
-        self, client: int, data: Data, begin: int, stop: int, ends: Clocks, offsets: Clocks
-    ) -> None:
+    def append(self, data: Data, begin: int, stop: int, ends: Clocks, offsets: Clocks) -> int:
         """Append structs that begin where this run ends: `data[begin:stop]`.
 
-        Offsets are counted from `begin`.
+        Offsets are counted from `begin`. Returns by how much its size grows.
         """
-        shape = None
-        if self.ends and (data[begin] & KIND) in _SQUASHED:
-            tail = self._tail or self._find_tail()
-            if tail is not None and tail.kind == data[begin] & KIND:
-                shape = _shape(data, begin)
-                if _squashable(client, self.ends[-1], tail, shape):
-                    stop_first = begin + offsets[1] if len(offsets) > 1 else stop
-                    self._squash(tail, shape, data, stop_first)
-                    self.ends[-1] = ends[0]
-                    if len(ends) == 1:
-                        return
-                    ends, offsets = ends[1:], offsets[1:]
-                    begin = stop_first
-                    shape = None
-        at = len(self.raw)
-        if shape is None or len(ends) > 1:
-            self._tail = None
-        else:
-            shift = at - begin
-            self._tail = shape._replace(
-                size_at=shape.size_at + shift, content_at=shape.content_at + shift
-            )
+        before = len(self.raw)
+        if before:
+            first_stop = begin + offsets[1] if len(offsets) > 1 else stop
+            if self._squash(data, begin, first_stop):
+                self.ends[-1] = ends[0]
+                if len(ends) == 1:
+                    return len(self.raw) - before
+                ends, offsets = ends[1:], offsets[1:]
+                begin = first_stop
+        self._tail = None
+        shift = len(self.raw) - offsets[0]
         self.raw += data[begin:stop]
         self.ends.extend(ends)
-        shift = at - offsets[0]
         if shift:
             self.offsets.extend([offset + shift for offset in offsets])
         else:
             self.offsets.extend(offsets)
+        return len(self.raw) - before + _STRUCT_BYTES * len(ends)
 
-    def append_section(self, data: Data, section: Section) -> None:
+    def append_section(self, data: Data, section: Section) -> int:
         """Append the structs of a section of the update `data`, which begins where this ends."""
-        self.append(
-            section.client, data, section.begin, section.stop, section.ends, section.offsets
-        )
+        return self.append(data, section.begin, section.stop, section.ends, section.offsets)
 
-    def _find_tail(self) -> _Shape | None:
-        offset = self.offsets[-1]
-        if self.raw[offset] & KIND in _SQUASHED:
-            self._tail = _shape(self.raw, offset)
-        return self._tail
+    def _squash(self, data: Data, begin: int, stop: int) -> bool:
+        """Join a struct with the last one of this run, if it continues it.
 
-    def _squash(self, tail: _Shape, shape: _Shape, data: Data, stop: int) -> None:
-        size = tail.size + shape.size
+        As in yjs `structs/Item.js`, mergeWith. But values of a key are left alone: there each
+        replaces the one before it, and whether that one was deleted must stay its own matter.
+        """
+        info = data[begin]
+        last = self.raw[self.offsets[-1]]
+        at = begin + 1
+        if info == last | HAS_ORIGIN and not info & HAS_KEY and info & KIND in _SQUASHED:
+            origin_at = at
+            at += len(self._own_client)
+            if data[origin_at:at] != self._own_client:
+                return False
+            origin, at = read_var_uint(data, at)
+            if origin != self.ends[-1] - 1:
+                return False
+        elif info != GC or last != GC:
+            return False
+        tail = self._tail
+        if tail is None:
+            tail = self._tail = _Tail(_shape(self.raw, self.offsets[-1]))
+        if tail.right_origin:
+            right_at = at
+            at += len(tail.right_origin)
+            if data[right_at:at] != tail.right_origin:
+                return False
+        size, content_at = read_var_uint(data, at)
+        tail.size += size
         head = bytearray()
-        write_var_uint(head, size)
-        content_at = tail.size_at + len(head)
+        write_var_uint(head, tail.size)
         self.raw[tail.size_at : tail.content_at] = head
-        self.raw += data[shape.content_at : stop]
-        self._tail = tail._replace(content_at=content_at, size=size)
+        tail.content_at = tail.size_at + len(head)
+        self.raw += data[content_at:stop]
+        return True
 
-    def extend(self, client: int, other: Run) -> None:
+    def extend(self, other: Run) -> None:
         """Append a run that begins where this one ends."""
-        self.append(client, other.raw, 0, len(other.raw), other.ends, other.offsets)
+        self.append(other.raw, 0, len(other.raw), other.ends, other.offsets)
 
-    def cut(self, client: int, low: int, high: int) -> Run:
+    def cut(self, low: int, high: int) -> Run:
         """A new run with what this one has from clock `low` to clock `high`, both inside it."""
-        out = Run(low)
+        out = Run(self.client, low)
         i = bisect_right(self.ends, low)
         last = bisect_left(self.ends, high)
         while i <= last:
@@ -224,7 +246,7 @@ class Run:
             stop = self.offsets[i + 1] if i + 1 < len(self.offsets) else len(self.raw)
             if begin < low or self.ends[i] > high:
                 piece = _cut(
-                    self.raw, offset, client, begin, max(low, begin), min(high, self.ends[i])
+                    self.raw, offset, self.client, begin, max(low, begin), min(high, self.ends[i])
                 )
             else:
                 piece = bytes(self.raw[offset:stop])
@@ -234,7 +256,7 @@ class Run:
             i += 1
         return out
 
-    def chunks_from(self, client: int, low: int) -> tuple[int, list[bytes | memoryview]]:
+    def chunks_from(self, low: int) -> tuple[int, list[bytes | memoryview]]:
         """The bytes of the structs from clock `low`, inside this run, on, and how many they are.
 
         They share memory with this run: use them up before it changes.
@@ -245,28 +267,12 @@ class Run:
         count = len(self.ends) - i
         if begin == low:
             return count, [view[self.offsets[i] :]]
-        first = _cut(self.raw, self.offsets[i], client, begin, low, self.ends[i])
+        first = _cut(self.raw, self.offsets[i], self.client, begin, low, self.ends[i])
         return count, [first, view[self.offsets[i + 1] :] if count > 1 else b""]
 
 
 def run_of(data: bytes, section: Section) -> Run:
     """The structs of one section of an update, as a run."""
-    run = Run(section.start)
+    run = Run(section.client, section.start)
     run.append_section(data, section)
     return run
-
-
-def _squashable(client: int, clock: int, tail: _Shape, head: _Shape) -> bool:
-    """Whether a struct at `clock` continues `tail`, as in yjs `structs/Item.js`, mergeWith.
-
-    Values of a key are left alone: there each replaces the one before it, and whether that one was
-    deleted must stay its own matter.
-    """
-    if head.kind == GC:
-        return True
-    return (
-        head.origin == (client, clock - 1)
-        and head.right_origin == tail.right_origin
-        and not head.has_key
-        and not tail.has_key
-    )

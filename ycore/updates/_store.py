@@ -80,10 +80,7 @@ class StructStore:
                 self.size += run.size
                 whole.append(section)
             elif runs[-1].end == section.start:  # what typing does
-                run = runs[-1]
-                self.size -= run.size
-                run.append_section(parsed.data, section)
-                self.size += run.size
+                self.size += runs[-1].append_section(parsed.data, section)
                 whole.append(section)
             elif runs[-1].end < section.start:
                 run = run_of(parsed.data, section)
@@ -95,14 +92,14 @@ class StructStore:
                 self.size -= _make_way(runs, run)
                 gaps = _gaps(runs, run.start, run.end)
                 if gaps == [(run.start, run.end)]:
-                    self.size += _insert(client, runs, run)
+                    self.size += _insert(runs, run)
                     whole.append(section)
                     continue
                 all_new = False
                 for start, end in gaps:
-                    piece = run.cut(client, start, end)
+                    piece = run.cut(start, end)
                     pieces.append(_Piece(client, start, end, len(piece.ends), bytes(piece.raw)))
-                    self.size += _insert(client, runs, piece)
+                    self.size += _insert(runs, piece)
         new_deletes: dict[int, list[Range]] = {}
         for client, ranges in parsed.deletes.items():
             deletes = self._deletes.get(client)
@@ -343,7 +340,7 @@ def _make_way(runs: list[Run], run: Run) -> int:
     return size
 
 
-def _insert(client: int, runs: list[Run], run: Run) -> int:
+def _insert(runs: list[Run], run: Run) -> int:
     """Put a run where it belongs among its client's runs, none of which it overlaps.
 
     Returns by how much they have grown.
@@ -353,7 +350,7 @@ def _insert(client: int, runs: list[Run], run: Run) -> int:
     if at and runs[at - 1].end == run.start:
         at -= 1
         size -= runs[at].size
-        runs[at].extend(client, run)
+        runs[at].extend(run)
     else:
         runs.insert(at, run)
     # Runs that touch are joined while the left one is the longer, so that a struct is copied a
@@ -364,7 +361,7 @@ def _insert(client: int, runs: list[Run], run: Run) -> int:
         and len(runs[at].ends) >= len(runs[at + 1].ends)
     ):
         size -= runs[at + 1].size
-        runs[at].extend(client, runs.pop(at + 1))
+        runs[at].extend(runs.pop(at + 1))
     return size + runs[at].size
 
 
@@ -388,7 +385,7 @@ def _write_section(chunks: Chunks, client: int, runs: list[Run], clock: int) -> 
             structs += len(run.ends)
             body.append(run.raw)
         else:
-            count, raw = run.chunks_from(client, clock)
+            count, raw = run.chunks_from(clock)
             structs += count
             body += raw
         end = run.end
