@@ -231,18 +231,20 @@ class _Framing:
         wire = []
         short: list[bytes] = []
         for message in messages:
-            key = window, message
-            frame = frames.get(key)
-            if frame is None:
-                head, payload = frame_message(message, window)
-                if len(payload) >= _LONG:  # a copy would cost more than to write it in two
-                    wire += [b"".join((*short, head)), payload]
-                    short = []
-                    continue
-                frame = head + payload
-                if len(message) < _SHORT:
-                    frames[key] = frame
-            short.append(frame)
+            if len(message) < _SHORT:
+                key = window, message
+                frame = frames.get(key)
+                if frame is None:
+                    frame = frames[key] = b"".join(frame_message(message, window))
+                short.append(frame)
+                continue
+            head, payload = frame_message(message, window)
+            short.append(head)
+            if len(payload) < _LONG:
+                short.append(payload)
+            else:  # a copy would cost more than to write it in two
+                wire += [b"".join(short), payload]
+                short = []
         if short:
             wire.append(b"".join(short))
         return wire
