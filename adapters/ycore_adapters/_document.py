@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +20,7 @@ from ycore import CloseCode, Member
 from ycore.doc import Doc
 from ycore.messages import SyncStep1, SyncStep2, Update, decode
 
-from .connection import Connection
+from .connection import Connection, without
 
 if TYPE_CHECKING:
     from .driver import Driver
@@ -60,7 +60,8 @@ class _Local(Connection):
 
     # -- what the driver asks
 
-    def send(self, frames: tuple[bytes, ...]) -> None:
+    def send(self, frames: tuple[bytes, ...], own: Sequence[int] = ()) -> None:
+        frames = without(frames, own)
         self._incoming.extend(frames)
         self.waiting += sum(map(len, frames))
         self._something.set()

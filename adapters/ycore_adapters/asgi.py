@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -38,7 +38,8 @@ import anyio.abc
 from ycore import CloseCode, LocalProtocolError, Member, Settings
 
 from ._paths import Answer, check_prefix, in_prefix, no_room, plain_answer
-from .driver import Connection, Driver, DriverSettings
+from .connection import Connection, without
+from .driver import Driver, DriverSettings
 from .hooks import Access, Hooks, Refused, Request
 from .stores import Store, StoreError
 
@@ -346,8 +347,9 @@ class _Socket(Connection):
 
     # -- what the driver asks
 
-    def send(self, frames: tuple[bytes, ...]) -> None:
+    def send(self, frames: tuple[bytes, ...], own: Sequence[int] = ()) -> None:
         if self._closing is None and not self._over:
+            frames = without(frames, own)
             self._outbox.extend(frames)
             self.waiting += sum(map(len, frames))
             self.flush()

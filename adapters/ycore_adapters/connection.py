@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from .hooks import Access, Request
 
@@ -18,9 +19,14 @@ class Connection(ABC):
     """What it may do, once it was admitted."""
 
     @abstractmethod
-    def send(self, frames: tuple[bytes, ...]) -> None:
-        """Queue binary WebSocket messages, at least one, and see to `Driver.flush_soon`. The same
-        object comes for everyone who is sent the same."""
+    def send(self, frames: tuple[bytes, ...], own: Sequence[int] = ()) -> None:
+        """Queue binary WebSocket messages, at least one, and see to `Driver.flush_soon`.
+
+        Args:
+            frames: the same object for everyone who is sent the same.
+            own: which of them, by rising indices, came from this member, and are not sent back.
+                See `without`.
+        """
 
     @abstractmethod
     def close(self, code: int, reason: str) -> None:
@@ -34,3 +40,8 @@ class Connection(ABC):
     def flush(self) -> None:
         """Write as much as the socket takes now. If something has to wait, write it as soon as
         the socket takes more, and call `Driver.drained` when nothing waits any more."""
+
+
+def without(frames: tuple[bytes, ...], own: Sequence[int]) -> tuple[bytes, ...]:
+    """All of the frames but those with these indices."""
+    return tuple([frame for i, frame in enumerate(frames) if i not in own]) if own else frames

@@ -742,21 +742,22 @@ class Driver:
         """Send frames that are for the same members, but for their authors."""
         frames = tuple([send.frame for send in burst])
         size = sum(map(len, frames))
-        authors = {send.skip for send in burst}
+        authors: dict[Member, list[int]] = {}
+        for i, send in enumerate(burst):
+            if send.skip is not None:
+                authors.setdefault(send.skip, []).append(i)
         for member in burst[0].to:
             connection = member.link
             if connection is None:
                 continue
-            its, its_size = frames, size
-            if member in authors:
-                its = tuple([send.frame for send in burst if send.skip is not member])
-                if not its:
-                    continue
-                its_size = sum(map(len, its))
             overflows = (
-                connection.waiting and connection.waiting + its_size > self.limits.max_outbox_bytes
+                connection.waiting and connection.waiting + size > self.limits.max_outbox_bytes
             )
-            connection.send(its)
+            own = authors.get(member)
+            if own is None:
+                connection.send(frames)
+            elif len(own) < len(frames):
+                connection.send(frames, own)
             if overflows:
                 self._overflowed(member, connection)
 

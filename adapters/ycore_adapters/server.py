@@ -18,12 +18,13 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import anyio
 import anyio.abc
@@ -35,7 +36,8 @@ from ._deflate import Window
 from ._eventloop import EventLoop, Rest, event_loop
 from ._paths import check_prefix
 from ._peer import Event, Peer, PeerState, frame_message, refusal
-from .driver import Connection, Driver
+from .connection import Connection, without
+from .driver import Driver
 from .hooks import Request
 
 logger = logging.getLogger(__name__)
@@ -52,9 +54,6 @@ _WRITE_PARTS: Final = 64
 """How many parts of an outbox are offered at once. It rarely has more than one."""
 _LONG: Final = 64 * 1024
 """From how many bytes on a message is not copied behind its frame's header."""
-_SHORT: Final = 256
-_FRAMES_KEPT: Final = 1000
-"""Of messages of less than so many bytes up to so many frames are remembered."""
 _TURN: Final = 0.002
 """Seconds one connection's messages are worked on before others get a turn: a single read may
 bring thousands."""
@@ -199,21 +198,26 @@ async def listen_unix(path: str | os.PathLike[str], *, backlog: int = 1024) -> s
     return listener
 
 
+class _Wire(NamedTuple):
+    """Messages as the bytes of their frames."""
+
+    pieces: list[bytes]
+    size: int
+    bounds: list[int] | None
+    """Where each message's frame begins and ends, if all are in one piece."""
+
+
 class _Framing:
-    """Messages as the bytes of their frames, made once for all who are sent the same."""
+    """Frames messages once for all who are sent the same."""
 
     def __init__(self) -> None:
         self.messages: tuple[bytes, ...] = ()
         """The last ones, which nearly everyone is sent."""
         self.window: Window | None = None
         """How they were compressed."""
-        self.wire: list[bytes] = []
-        """Their frames, joined, and how many bytes they are."""
-        self.size = 0
-        self._wires: dict[Window | None, list[bytes]] = {}
+        self.wire = _Wire([], 0, None)
+        self._wires: dict[Window | None, _Wire] = {}
         """The same for each window."""
-        self._frames: dict[tuple[Window | None, bytes], bytes] = {}
-        """The frames of short messages: authors get what others do, but for their own."""
 
     def turn_to(self, messages: tuple[bytes, ...], window: Window | None) -> None:
         """Make these the last ones."""
@@ -221,33 +225,42 @@ class _Framing:
             self.messages, self._wires = messages, {}
         wire = self._wires.get(window)
         if wire is None:
-            wire = self._wires[window] = self._make(messages, window)
-        self.window, self.wire, self.size = window, wire, sum(map(len, wire))
+            wire = self._wires[window] = _framed(messages, window)
+        self.window, self.wire = window, wire
 
-    def _make(self, messages: tuple[bytes, ...], window: Window | None) -> list[bytes]:
-        frames = self._frames
-        if len(frames) > _FRAMES_KEPT:
-            frames.clear()
-        wire = []
-        short: list[bytes] = []
-        for message in messages:
-            if len(message) < _SHORT:
-                key = window, message
-                frame = frames.get(key)
-                if frame is None:
-                    frame = frames[key] = b"".join(frame_message(message, window))
-                short.append(frame)
-                continue
-            head, payload = frame_message(message, window)
-            short.append(head)
-            if len(payload) < _LONG:
-                short.append(payload)
-            else:  # a copy would cost more than to write it in two
-                wire += [b"".join(short), payload]
-                short = []
-        if short:
-            wire.append(b"".join(short))
-        return wire
+    def without(self, own: Sequence[int]) -> _Wire:
+        """The last ones but for some of them."""
+        bounds = self.wire.bounds
+        if bounds is None:
+            return _framed(without(self.messages, own), self.window)
+        [whole] = self.wire.pieces
+        at = 0
+        parts = []
+        for i in own:
+            parts.append(whole[at : bounds[i]])
+            at = bounds[i + 1]
+        parts.append(whole[at:])
+        rest = b"".join(parts)
+        return _Wire([rest], len(rest), None)
+
+
+def _framed(messages: Iterable[bytes], window: Window | None) -> _Wire:
+    pieces: list[bytes] = []
+    short: list[bytes] = []
+    sizes = [0]
+    for message in messages:
+        head, payload = frame_message(message, window)
+        sizes.append(len(head) + len(payload))
+        short.append(head)
+        if len(payload) < _LONG:
+            short.append(payload)
+        else:  # a copy would cost more than to write it in two
+            pieces += [b"".join(short), payload]
+            short = []
+    if short:
+        pieces.append(b"".join(short))
+    bounds = list(accumulate(sizes))
+    return _Wire(pieces, bounds[-1], bounds if len(pieces) == 1 else None)
 
 
 class _Refused:
@@ -337,13 +350,14 @@ class _Socket(Connection):
 
     # -- what the driver asks
 
-    def send(self, frames: tuple[bytes, ...]) -> None:
+    def send(self, frames: tuple[bytes, ...], own: Sequence[int] = ()) -> None:
         peer, framing = self.peer, self.server.framing
         if peer.state is _OPEN and not self._dead:
             if frames is not framing.messages or peer.window is not framing.window:
                 framing.turn_to(frames, peer.window)
-            self._outbox += framing.wire
-            self.waiting += framing.size
+            wire = framing.without(own) if own else framing.wire
+            self._outbox += wire.pieces
+            self.waiting += wire.size
             if not self._dirty:
                 self._dirty = True
                 self.server.driver.flush_soon(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tracemalloc
 import zlib
+from itertools import chain, combinations
 from typing import Any
 
 import pytest
@@ -208,7 +209,7 @@ def test_a_message_is_compressed_once_for_all_who_can_read_the_same() -> None:
 
     def framed(messages: tuple[bytes, ...], window: Window | None) -> list[bytes]:
         framing.turn_to(messages, window)
-        return framing.wire
+        return framing.wire.pieces
 
     messages = (UPDATE,)
     compressed, plain, small = (framed(messages, window) for window in (15, None, 9))
@@ -221,22 +222,16 @@ def test_a_message_is_compressed_once_for_all_who_can_read_the_same() -> None:
     assert framed((b"next",), 15) == [b"".join(frame_message(b"next"))]
 
 
-def test_short_messages_are_framed_in_one_piece_and_long_ones_without_a_copy() -> None:
+@pytest.mark.parametrize("longest", [200, 2**17])
+def test_an_author_is_sent_all_but_its_own_and_long_messages_are_not_copied(longest: int) -> None:
     framing = _Framing()
-
-    def framed(messages: tuple[bytes, ...], window: Window | None) -> list[bytes]:
-        framing.turn_to(messages, window)
-        assert framing.size == sum(map(len, framing.wire))
-        return framing.wire
-
-    long = bytes(2**17)
-    wire = framed((b"a", b"b", long, b"c", long), None)
-    assert b"".join(wire) == b"".join(
-        part for message in (b"a", b"b", long, b"c", long) for part in frame_message(message)
-    )
-    assert [piece is long for piece in wire] == [False, True, False, True]
-    for number in range(3000):  # what is remembered is bounded
-        assert framed((b"%d" % number, b"x"), None) == [
-            b"".join(frame_message(b"%d" % number) + frame_message(b"x"))
-        ]
-    assert len(framing._frames) <= 1002
+    messages = (b"a", b"b" * 200, bytes(longest), b"c", b"d" * 127, bytes(longest), b"e")
+    framing.turn_to(messages, None)
+    frames = [b"".join(frame_message(message)) for message in messages]
+    for own in chain.from_iterable(combinations(range(7), count) for count in range(7)):
+        wire = framing.without(own) if own else framing.wire
+        rest = b"".join(frame for i, frame in enumerate(frames) if i not in own)
+        assert b"".join(wire.pieces) == rest
+        assert wire.size == len(rest)
+        uncopied = [piece for piece in wire.pieces if any(piece is one for one in messages)]
+        assert len(uncopied) == sum(len(messages[i]) > 2**16 for i in range(7) if i not in own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from anyio.lowlevel import checkpoint
 from build import gc as collected
 from build import update
 from scripted import ScriptedStore
+from ycore_adapters.connection import without
 from ycore_adapters.driver import Connection, Driver, DriverSettings
 from ycore_adapters.hooks import Access, Hooks, Refused, Request
 from ycore_adapters.stores import (
@@ -65,8 +66,9 @@ class Client(Connection):
         """Whether its socket takes nothing at the moment."""
         self.member: Member = driver.join(room, self, read_only=read_only)
 
-    def send(self, frames: tuple[bytes, ...]) -> None:
+    def send(self, frames: tuple[bytes, ...], own: Sequence[int] = ()) -> None:
         assert self.closed is None
+        frames = without(frames, own)
         self.sent += frames
         self.bursts.append(frames)
         self.waiting += sum(map(len, frames))
@@ -1253,8 +1255,8 @@ class Asking(Connection):
         self.sent: list[bytes] = []
         self.closed: tuple[int, str] | None = None
 
-    def send(self, frames: tuple[bytes, ...]) -> None:
-        self.sent += frames
+    def send(self, frames: tuple[bytes, ...], own: Sequence[int] = ()) -> None:
+        self.sent += without(frames, own)
 
     def close(self, code: int, reason: str) -> None:
         self.closed = (code, reason)
