@@ -347,7 +347,10 @@ class Room:
     def _who_is_synced(self) -> tuple[Member, ...]:
         """Who gets updates."""
         if self._synced is None:
-            self._synced = tuple(m for m in self._who_is_present() if m.synced)
+            present = self._who_is_present()
+            synced = tuple(m for m in present if m.synced)
+            # Whoever carries effects out may join those with the same members.
+            self._synced = present if len(synced) == len(present) else synced
         return self._synced
 
     # -- coming and going
