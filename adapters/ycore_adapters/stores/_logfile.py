@@ -38,7 +38,7 @@ from ._log import (
     next_record,
     salt_of,
 )
-from ._owned import translated
+from ._owned import failed, translated
 from .interface import HistoryNotKept, RoomCorrupt, RoomNotFound, StoredUpdate, StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -346,12 +346,12 @@ class LogFile:
         if self.failure is not None:
             raise StoreUnavailable(self.failure)
         assert self.size is not None
-        with translated(f"can't write {self.path}"):
-            head = b""
-            if self.size == 0:
-                self._salt = secrets.randbits(32)
-                head = encode_header(self.room, self._salt)
-            data = b"".join((head, *(self._encode(update) for update in updates)))
+        head = b""
+        if self.size == 0:
+            self._salt = secrets.randbits(32)
+            head = encode_header(self.room, self._salt)
+        data = b"".join([head, *[self._encode(update) for update in updates]])
+        try:
             if self._fd is None:
                 self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o640)
                 self._is_new = self._is_new or bool(head)
@@ -365,6 +365,8 @@ class LogFile:
             except OSError:
                 self._take_back()
                 raise
+        except OSError as exc:
+            raise failed(f"can't write {self.path}", exc) from exc
         self.size = end
         self.dirty = self.dirty or not sync
 

@@ -30,7 +30,11 @@ def translated(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise StoreUnavailable(f"{doing}: {exc.strerror or exc}") from exc
+        raise failed(doing, exc) from exc
+
+
+def failed(doing: str, exc: OSError) -> StoreUnavailable:
+    return StoreUnavailable(f"{doing}: {exc.strerror or exc}")
 
 
 class OwnedStore(Store):

@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 _SYNCS_AT_ONCE: Final = 8
 """How many files are synced at the same time: file systems make one effort of several."""
+_SYNCS_A_THREAD: Final = 10
+"""How many one thread does in turn, as long as the others have as many."""
 _INLINE_BYTES: Final = 256 * 1024
 """A write of up to so much goes to the page cache at once; a larger one is worth a thread."""
 _READ_BYTES: Final = 1024 * 1024
@@ -70,6 +72,17 @@ def _take(
     except StoreError as exc:
         return taken, exc
     return taken, None
+
+
+def _sync_each(logs: list[LogFile]) -> list[tuple[LogFile, Exception]]:
+    """Sync them one after the other, and return what failed."""
+    errors: list[tuple[LogFile, Exception]] = []
+    for log in logs:
+        try:
+            log.sync()
+        except Exception as exc:  # whatever it is, other rooms go on
+            errors.append((log, exc))
+    return errors
 
 
 class FileStore(OwnedStore):
@@ -242,10 +255,36 @@ class FileStore(OwnedStore):
 
     async def _sync_all(self) -> None:
         limiter = anyio.CapacityLimiter(_SYNCS_AT_ONCE)
+        dirty = []
         async with anyio.create_task_group() as tasks:
             for log in self._logs.values():
-                if log.dirty or log.failure is not None:
+                if log.failure is not None:
                     tasks.start_soon(self._sync, log, limiter)
+                elif log.dirty:
+                    dirty.append(log)
+            shares = min(_SYNCS_AT_ONCE, -(-len(dirty) // _SYNCS_A_THREAD))
+            for i in range(shares):
+                tasks.start_soon(self._sync_some, dirty[i::shares], limiter)
+
+    async def _sync_some(self, logs: list[LogFile], limiter: anyio.CapacityLimiter) -> None:
+        """Sync several in one thread, which costs less than one for each; but those that are in use
+        just now apart, so that no other has to wait for them."""
+        idle, busy = [], []
+        for log in logs:
+            try:
+                log.in_use.acquire_nowait()
+                idle.append(log)
+            except anyio.WouldBlock:
+                busy.append(log)
+        try:
+            errors = await to_thread.run_sync(_sync_each, idle, limiter=limiter)
+        finally:
+            for log in idle:
+                log.in_use.release()
+        for log, exc in errors:
+            logger.error("sync failed room=%r error=%r", log.room, str(exc))
+        for log in busy:
+            await self._sync(log, limiter)
 
     async def _sync(self, log: LogFile, limiter: anyio.CapacityLimiter) -> None:
         had_failed = False
