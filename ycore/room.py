@@ -811,12 +811,12 @@ class Room:
         clocks only, and may have counted up since.
         """
         own = next(iter(member._clocks), None)
-        for client, clock, state in self.awareness.entries([] if own is None else [own]):
-            last = member._clocks[client]
-            if state is not None and clock > last and member not in self._stalled:
-                lesson = AwarenessUpdate(
-                    encode_awareness([AwarenessEntry(client, last + 1, state)])
-                )
+        if own is None or self.awareness.clock(own) <= member._clocks[own]:
+            return
+        for client, _, state in self.awareness.entries([own]):
+            if state is not None and member not in self._stalled:
+                entry = AwarenessEntry(client, member._clocks[client] + 1, state)
+                lesson = AwarenessUpdate(encode_awareness([entry]))
                 effects.append(Send(lesson.encode(), (member,)))
 
     def _tell_awareness(

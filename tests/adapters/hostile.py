@@ -243,6 +243,8 @@ class Witness(Client):
         self.edits = 0
         self.heard: list[bytes] = []
         """Updates, as they came."""
+        self.synced = False
+        """Whether it was told that it has all there is."""
         self.awareness = Awareness(client)
         self.met: set[int] = set()
         """Everyone who was ever here."""
@@ -275,9 +277,11 @@ class Witness(Client):
     def join(self) -> bytes:
         """Get level with the room; return what it had."""
         self.send(ASK_ALL, NOTHING)
-        while not self.heard:
+        while not self.synced:
             self.take()
-        return self.heard.pop()
+        assert self.heard
+        self.heard.clear()
+        return self.document
 
     def take(self) -> None:
         """Take in the next message."""
@@ -285,6 +289,7 @@ class Witness(Client):
             if isinstance(said, Update | SyncStep2):
                 self.heard.append(said.update)
                 self._news.append(said.update)
+                self.synced = self.synced or isinstance(said, SyncStep2)
             elif isinstance(said, AwarenessUpdate):
                 changed = self.awareness.apply(_entries(said.payload), 0.0)
                 self.met.update(entry.client for entry in changed)

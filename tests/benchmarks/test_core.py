@@ -145,6 +145,27 @@ def test_join(benchmark: BenchmarkFixture, kind: str) -> None:
     benchmark(store.diff, state_vector)
 
 
+@pytest.mark.parametrize("typing", [False, True])
+def test_a_thousand_join(benchmark: BenchmarkFixture, typing: bool) -> None:
+    """A herd asks for a document of 2 MB, all of it; somebody may be typing between any two."""
+    frames = [Update(data).encode() for data in keystrokes(1000)]
+
+    def join(room: Room) -> None:
+        for frame in frames:
+            if typing:
+                room.receive(room.members[0], frame, now=0)
+            member, _ = room.join(now=0)
+            room.receive(member, ASK_ALL, now=0)
+
+    def room_of_prose() -> Room:
+        room = room_of(1)
+        text_ = [item(text("some words"), parent="prosemirror") for _ in range(80_000)]
+        room.receive(room.members[0], Update(update({(1, 0): text_})).encode(), now=0)
+        return room
+
+    benchmark.pedantic(join, setup=lambda: ((room_of_prose(),), {}), rounds=5)
+
+
 @pytest.mark.parametrize("members", [10, 100, 1000])
 def test_broadcast_a_thousand_keystrokes(benchmark: BenchmarkFixture, members: int) -> None:
     """The cost in the core does not grow with the members."""

@@ -229,3 +229,30 @@ def test_who_comes_and_goes_is_not_remembered_without_end() -> None:
     assert awareness.gone_since(20_000) is None
     assert awareness.gone_since(20_001) is not None
     assert awareness.next_timeout() == 2.0001 + OUTDATED_AFTER
+
+
+def test_what_is_remembered_encoded_is_what_would_be_encoded() -> None:
+    awareness = Awareness()
+
+    def check() -> None:
+        changes = awareness.changes
+        assert awareness.encode() == encode_awareness(awareness.entries())
+        assert awareness.changes == changes
+
+    check()
+    awareness.apply([entry(client, 1) for client in (1, 2, 3)], now=0)
+    check()
+    before = awareness.changes
+    awareness.renew(1, now=1)
+    check()
+    assert awareness.changes == before
+    for change in (
+        lambda: awareness.apply([entry(2, 2, '"new"')], now=1),
+        lambda: awareness.count_up([1, 2]),
+        lambda: awareness.remove([1], now=2),
+        awareness.forget_others,
+    ):
+        change()
+        assert awareness.changes > before
+        before = awareness.changes
+        check()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from build import (
@@ -25,6 +27,7 @@ from build import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from mutator import mutate
 
 from ycore import RemoteProtocolError, check_update
 from ycore.lib0 import MAX_SAFE_INTEGER, UNDEFINED, BigInt
@@ -320,3 +323,49 @@ def test_state_vectors_both_ways(clocks: dict[int, int]) -> None:
 def test_malformed_state_vector(data: bytes, why: str) -> None:
     with pytest.raises(RemoteProtocolError, match=why):
         decode_state_vector(data)
+
+
+def outcome(data: bytes) -> object:
+    """All that reading an update gives, or how it fails."""
+    try:
+        parsed = parse_update(data)
+    except RemoteProtocolError as exc:
+        return str(exc)
+    return (
+        [(s.client, s.start, s.begin, s.stop, [*s.ends], [*s.offsets]) for s in parsed.sections],
+        parsed.deletes,
+        parsed.tidy,
+        parsed.weight,
+        parsed.long_values,
+        [*parsed.keyless],
+    )
+
+
+@given(st.integers(0, 2**32), st.integers(1, 3))
+def test_it_does_not_matter_where_a_step_ends(seed: int, step: int) -> None:
+    """Steps of a struct or two, so that all kinds of content are "long": same results and errors,
+    for updates that are well-formed, and that are mutated or cut short."""
+    random = Random(seed)
+    sections = {
+        (client, random.choice([0, 5, 300])): [
+            item(
+                random.choice(CONTENTS),
+                origin=random.choice([None, (1, 2), (2, 299)]),
+                right=random.choice([None, None, (3, 1)]),
+                key=random.choice([None, None, "k"]),
+            )
+            if random.random() < 0.8
+            else random.choice([gc(2), skip(3)])
+            for _ in range(random.randint(1, 6))
+        ]
+        for client in random.sample([1, 2, 3, 3_000_000_000], random.randint(0, 3))
+    }
+    deletes = {
+        client: [(random.randint(0, 20), random.randint(1, 3)) for _ in range(random.randint(1, 5))]
+        for client in random.sample([1, 2, 3], random.randint(0, 2))
+    }
+    data = update(sections, deletes)
+    some = [data, mutate(data, random, [data]), data[: random.randint(0, len(data))]]
+    expected = [outcome(each) for each in some]
+    with patch("ycore.updates._grammar.STEP", step), patch("ycore.lib0.STEP", step):
+        assert [outcome(each) for each in some] == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from build import string
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -291,3 +292,14 @@ def test_long_values_are_read_step_by_step() -> None:
     many = bytearray()
     lib0.write_any(many, [None] * 5000)
     assert sum(1 for _ in lib0.skip_any_steps(many, 0)) > 3
+
+
+@given(st.binary(max_size=20) | st.text(max_size=9).map(lambda text: string(text) + b"\xff"))
+def test_a_string_is_skipped_just_as_it_is_read(data: bytes) -> None:
+    outcomes: list[int | str] = []
+    for skip in (lib0.skip_var_string, lambda data, pos: lib0.read_var_string(data, pos)[1]):
+        try:
+            outcomes.append(skip(data, 0))
+        except RemoteProtocolError as exc:
+            outcomes.append(str(exc))
+    assert outcomes[0] == outcomes[1]

@@ -1188,3 +1188,32 @@ def test_who_waits_for_a_snapshot_makes_it_though_others_leave(room: Room) -> No
     assert answers[2][1].frame is news.frame
     assert heard([*answers[1], news]).encode() == room.store.encode()
     assert heard(answers[2]).encode() == room.store.encode()
+
+
+def test_all_who_come_are_told_of_everyone_by_the_same_object(room: Room) -> None:
+    one, two = enter(room), enter(room)
+    appear(room, one, 7)
+    appear(room, two, 8, '{"a":1}')
+    (_, first), (_, second) = (room.join(now=1)[1] for _ in range(2))
+    assert first.frame is second.frame
+    assert plain([first])[0][1] == ("awareness", (7, 2, "{}"), (8, 2, '{"a":1}'))
+    assert room.receive(one, QueryAwareness().encode(), now=1)[0].frame is first.frame
+    room.receive(two, show((8, 3, "2")), now=1)
+    (_, third) = room.join(now=1)[1]
+    assert plain([third])[0][1] == ("awareness", (7, 2, "{}"), (8, 3, "2"))
+    room.leave(one, now=1)
+    (_, fourth) = room.join(now=1)[1]
+    assert plain([fourth])[0][1] == ("awareness", (8, 3, "2"))
+
+
+def test_who_comes_back_and_is_slow_is_told_of_the_others_later(room: Room) -> None:
+    other, gone = enter(room), enter(room)
+    appear(room, other, 8)
+    appear(room, gone, 7)
+    room.leave(gone, now=1)
+    back = room.join(now=2)[0]
+    room.stall(back, now=2)
+    told = plain(room.receive(back, show((7, 2, "1")), now=2))
+    assert ("send", ("awareness", (7, 3, "1")), [other]) in told
+    assert all(to == [other] for _, _, to in told)
+    assert plain(room.resume(back))[-1][1] == ("awareness", (8, 3, "{}"), (7, 3, "1"))

@@ -526,3 +526,13 @@ def test_many_holes_cost_no_more_than_they_take_to_say() -> None:
     assert store.add(update({(2, 1): [gc(1)], (1, 0): [gc(100_000)]})) is not None
     assert store.state_vector() == {1: 100_000}
     assert explode(store.encode()).structs <= 4
+
+
+def test_items_that_hide_the_key_of_another_in_their_own_update() -> None:
+    structs = [item(text("ab")), item(text("c"), origin=(1, 1))]
+    keyed = [item(anys(1), parent="m", key="k"), item(anys(2), origin=(1, 3))]
+    parsed = parse_update(update({(1, 0): structs}))
+    assert StructStore().misfits(parsed, 0, 9) == []
+    parsed = parse_update(update({(1, 0): structs + keyed}))
+    section = parsed.sections[0]
+    assert StructStore().misfits(parsed, 0, 9) == [section.begin + section.offsets[3]]

@@ -124,6 +124,7 @@ class ParsedUpdate:
         "_by_client",
         "data",
         "deletes",
+        "has_keys",
         "is_long",
         "keyless",
         "long_values",
@@ -150,6 +151,8 @@ class ParsedUpdate:
         self.is_long = False
         """Whether to go through its structs takes longer than a step."""
         self._by_client: dict[int, list[Section]] | None = None
+        self.has_keys = False
+        """Whether any item says that it has a key."""
         self.keyless: Clocks = []
         """Where the items begin in `data` that have a neighbour, and say that they have no key: so
         says the neighbour, or they lie; see `StructStore.misfits`."""
@@ -203,6 +206,7 @@ def _parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
     for done in range(0, len(update.sections), _PART):
         part = ParsedUpdate(update.data)
         part.sections = update.sections[done : done + _PART]
+        part.has_keys = update.has_keys
         part.weight = len(part.sections)
         yield part
     part = ParsedUpdate(update.data)
@@ -420,7 +424,9 @@ def _read_structs(
                 raise RemoteProtocolError(f"struct at byte {offset} has no length")
             if info & HAS_KEY and kind != DELETED:
                 update.long_values.append((client, clock, clock + length))
-        if info >= HAS_RIGHT_ORIGIN and not info & HAS_KEY:  # it has an origin, or a right one
+        if info & HAS_KEY:
+            update.has_keys = True
+        elif info >= HAS_RIGHT_ORIGIN:  # or above: an origin
             update.keyless.append(offset)
         clock += length
         if clock > MAX_SAFE_INTEGER:

@@ -50,6 +50,8 @@ class StructStore:
         self._deletes: dict[int, ClientDeletes] = {}
         self._order: list[int] | None = []
         """The clients in the order Yjs writes them, higher first; None when one is new."""
+        self._has_keys = False
+        """Whether any item has a key, or had one when it came."""
         self._state_vector: bytes | None = None
         """Encoded, once it was asked for, until there are new structs."""
         self.size = 0
@@ -115,6 +117,7 @@ class StructStore:
                 all_new = False
         if whole or pieces:
             self._state_vector = None
+            self._has_keys |= parsed.has_keys
         elif not new_deletes:
             return None
         if all_new:
@@ -143,8 +146,10 @@ class StructStore:
         gets around `undeleted_value`. What it is attached to may not be known yet; then nobody can
         tell.
         """
+        misfits: list[int] = []
+        if not (self._has_keys or update.has_keys):  # a text
+            return misfits
         data = update.data
-        misfits = []
         for offset in update.keyless[first:last]:
             client, pos = read_var_uint(data, offset + 1)
             clock, _ = read_var_uint(data, pos)
