@@ -5,6 +5,7 @@
 # make bench           the benchmarks of the core; kept as JSON in .benchmarks
 # make bench-peers     the server under load, beside other servers; needs a C compiler, and Node.js
 #                      for some of them; ARGS='--rounds 9 --load saturated' for a part, or more
+# make bench-cost      a model of what a message costs, and its plot: docs/performance.md
 # make bench-stores    what storing costs, beside pycrdt-store; ARGS='--trace FILE' for more
 # make fuzz            the fuzz targets, SECONDS=30 each with each engine
 
@@ -16,7 +17,7 @@ NODE_PEERS := tests/benchmarks/node_modules/.package-lock.json
 
 SECONDS ?= 30
 
-.PHONY: serve test lint autobahn bench bench-peers bench-stores fuzz clean
+.PHONY: serve test lint autobahn bench bench-peers bench-cost bench-stores fuzz clean
 
 serve: $(VENV)/.server
 	@$(BIN)/ycore serve $(ARGS)
@@ -39,6 +40,9 @@ bench: $(VENV)/.dev
 
 bench-peers: $(VENV)/.peers $(if $(shell command -v npm),$(NODE_PEERS))
 	$(BIN)/python tests/benchmarks/peers.py $(ARGS)
+
+bench-cost: $(VENV)/.peers $(if $(shell command -v npm),$(NODE_PEERS))
+	$(BIN)/python tests/benchmarks/cost.py $(ARGS)
 
 bench-stores: $(VENV)/.peers
 	$(BIN)/python tests/benchmarks/stores.py $(ARGS)

@@ -1,10 +1,11 @@
-// A document for the join herd, as an update on standard output: 100,000 insertions by 20 authors at
-// random places of one text, 5 MB in all. Every run gives the same.
+// A document for who joins, as an update on standard output: 100,000 insertions by 20 authors at
+// random places of one text, of as many characters each as the argument says. Every run gives the
+// same.
 import * as Y from 'yjs'
 
 const EDITS = 100_000
 const AUTHORS = 20
-const CHARACTERS = 33 // of each insertion: 50 bytes or so with what else an item holds
+const CHARACTERS = Number(process.argv[2]) // besides, an item takes some 17 bytes
 
 let seed = 1
 const random = below => { // Park and Miller's

@@ -179,12 +179,15 @@ class Load:
     unit: str = "deliveries per server CPU second"
     figure: Callable[[Result], float] = lambda result: float(result["deliveries_per_cpu_second"])
     less_is_better: bool = False
-    document: bool = False
-    """Whether the room has a document of 5 MB from the beginning."""
+    characters: int = 0
+    """If not 0, the room has a document from the beginning, of 100,000 insertions by 20 authors, of
+    so many characters each: with 1 of 0.9 MB, with 33 of 5 MB."""
     fresh: bool = False
     """Whether each round has a server of its own, since memory is measured."""
     floor: bool = False
     """Whether the bare C loop writes as much, for comparison."""
+    only: tuple[str, ...] = ()
+    """Whose servers it is for; all, if none is named."""
 
 
 def memory_per_connection(result: Result) -> float:
@@ -194,6 +197,10 @@ def memory_per_connection(result: Result) -> float:
 
 def cpu_per_join(result: Result) -> float:
     return float(result["server_cpu"]) / result["joins"] * 1000
+
+
+def memory_grown(result: Result) -> float:
+    return float(max(result["memory"]) - result["memory_open"]) / 2**20
 
 
 def memory_at_end(result: Result) -> float:
@@ -231,12 +238,20 @@ LOADS = (
         options={"rooms": 1, "clients": 30, "rate": 300, "awareness": 1},
     ),
     Load(
+        name="joins, one after the other, to a document of 100,000 edits by 20 authors",
+        options={"rooms": 1, "clients": 2, "writers": 0, "joiners": 50, "at-once": 1},
+        unit="server CPU ms per join",
+        figure=cpu_per_join,
+        less_is_better=True,
+        characters=1,
+    ),
+    Load(
         name="joins, one after the other, to a document of 5 MB",
         options={"rooms": 1, "clients": 2, "writers": 0, "joiners": 20, "at-once": 1},
         unit="server CPU ms per join",
         figure=cpu_per_join,
         less_is_better=True,
-        document=True,
+        characters=33,
     ),
     Load(
         name="join herd: 100 at once to 5 MB, while 10 clients make 20 updates/s",
@@ -244,8 +259,18 @@ LOADS = (
         unit="server CPU ms per join",
         figure=cpu_per_join,
         less_is_better=True,
-        document=True,
+        characters=33,
         fresh=True,
+    ),
+    Load(
+        name="join herd: 1,000 at once to 5 MB, while 10 clients make 20 updates/s",
+        options={"rooms": 1, "clients": 10, "rate": 20, "joiners": 1000, "at-once": 1000},
+        unit="MB the server grew by at most",
+        figure=memory_grown,
+        less_is_better=True,
+        characters=33,
+        fresh=True,
+        only=OURS,
     ),
     Load(
         name="1,000 idle connections in 100 rooms",
@@ -256,6 +281,7 @@ LOADS = (
         fresh=True,
     ),
     Load(
+        # 40 MB: ten minutes of someone who pastes a page every ten seconds, and six who type
         name="1 room x 10 clients, 4 MB/s in updates of 10 KB, all read",
         options={"rooms": 1, "clients": 10, "rate": 400, "size": 10_000, "seconds": 10},
         unit="MB of server memory at the end",
@@ -288,14 +314,15 @@ def programs() -> Path:
     return built
 
 
-def document() -> Path:
-    """A file with an update: the document for joiners."""
-    path = RESULTS / "document.update"
+def document(characters: int) -> Path:
+    """A file with an update: the document that is there from the beginning."""
+    path = RESULTS / f"document-{characters}.update"
     script = HERE / "document.mjs"
     if not path.exists() or path.stat().st_mtime < script.stat().st_mtime:
         if shutil.which("node") is None:
             raise Failed("Node.js makes the document, and `node` is not on PATH")
-        path.write_bytes(subprocess.run(["node", script], check=True, capture_output=True).stdout)
+        command = ["node", script, str(characters)]
+        path.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
     return path
 
 
@@ -317,8 +344,8 @@ def measure(load: Load, server: Server, seconds: float) -> Result:
         arguments.append("--awareness")
     for name, value in options.items():
         arguments += [f"--{name}", str(value)]
-    if load.document:
-        arguments += ["--document", str(document())]
+    if load.characters:
+        arguments += ["--document", str(document(load.characters))]
     for pid in server.pids():
         arguments += ["--pid", str(pid)]
     if (core := cores()[1]) is not None:
@@ -424,6 +451,32 @@ def print_table(load: Load, results: dict[str, list[Result]]) -> None:
                 break
 
 
+def markdown(results: Results) -> str:
+    """All loads in one table: the figure, and p99 in ms where there is one."""
+    names = [peer.name for peer in PEERS] + [FLOOR]
+    lines = [f"| | {' | '.join(names)} |", "| --- |" + " ---: |" * len(names)]
+    for load in LOADS:
+        if load.name not in results:
+            continue
+        line = f"| {load.name}: *{load.unit}* |"
+        for name in names:
+            rounds = results[load.name].get(name, [])
+            value = median(figures(load, rounds))
+            p99 = median([result.get("p99_ms") for result in rounds if "failed" not in result])
+            line += " " if value is None else f" {value:,.0f}" if value >= 100 else f" {value:.3g}"
+            line += "" if value is None or p99 is None else f" (p99 {p99:.3g})"
+            line += "failed |" if value is None and rounds else " |"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def write_between(path: Path, name: str, text: str) -> None:
+    """Put text into a document, between `<!-- name -->` and `<!-- /name -->`."""
+    before, begin, rest = path.read_text().partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    path.write_text(f"{before}{begin}\n{text}\n\n{end}{after}")
+
+
 def print_comparison(now: Result, then: Result) -> None:
     """Two runs: by themselves, and by what each was beside the others in its own run."""
     print(f"\ncompared with {then['commit']} of {then['when']}: now / then, above 1 is better")
@@ -462,6 +515,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each round")
     parser.add_argument("--load", action="append", help="only loads whose name has this in it")
     parser.add_argument("--peer", action="append", help="only servers whose name has this in it")
+    parser.add_argument("--docs", action="store_true", help="write the table into docs")
     parser.add_argument("--compare", type=Path, help="a result of an earlier run")
     arguments = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -497,13 +551,16 @@ def main() -> None:
     for load in LOADS:
         if not wanted(load.name, arguments.load):
             continue
-        if load.document and shutil.which("node") is None:
+        if load.characters and shutil.which("node") is None:
             print(f"\nskipped: {load.name}: Node.js makes the document, and is not on PATH")
             continue
-        results[load.name] = run(load, peers, arguments.rounds, arguments.seconds)
+        those = [peer for peer in peers if not load.only or peer.name in load.only]
+        results[load.name] = run(load, those, arguments.rounds, arguments.seconds)
         print_table(load, results[load.name])
         path.write_text(json.dumps(report))
     print(f"\nkept in {path.relative_to(ROOT)}")
+    if arguments.docs:
+        write_between(ROOT / "docs" / "performance.md", "peers", markdown(results))
     if then is not None:
         print_comparison(report, then)
 
