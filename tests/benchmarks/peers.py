@@ -28,7 +28,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, BinaryIO, Final, TypeAlias
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -114,11 +114,19 @@ PEERS = (
 class Server:
     """A server that runs."""
 
-    def __init__(self, peer: Peer, port: int, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, peer: Peer, port: int, process: subprocess.Popen[bytes], log: BinaryIO
+    ) -> None:
         self.peer = peer
         self.port = port
         self.process = process
+        self.log = log
         self.rounds = 0
+
+    def last_words(self) -> str:
+        """What it printed last."""
+        self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - 300))
+        return self.log.read().decode(errors="replace").strip()
 
     def pids(self) -> list[int]:
         """Its process and all below it."""
@@ -142,21 +150,21 @@ def serving(peer: Peer) -> Iterator[Server]:
     core, _ = cores()
     pin = ["taskset", "-c", str(core)] if core is not None else []
     with tempfile.TemporaryDirectory(dir=RESULTS) as directory, ExitStack() as stack:
-        log = stack.enter_context((Path(directory) / "log").open("w+b"))
+        log = stack.enter_context((Path(directory) / "log").open("a+b"))
         command = [*pin, *peer.command(port, Path(directory))]
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=HERE)
+        server = Server(peer, port, process, log)
         try:
             deadline = time.monotonic() + 30
             while True:
                 if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise Failed(f"did not start: {log.read().decode(errors='replace')[-500:]}")
+                    raise Failed(f"did not start: {server.last_words()}")
                 try:
                     socket.create_connection(("127.0.0.1", port), 1).close()
                     break
                 except OSError:
                     time.sleep(0.05)
-            yield Server(peer, port, process)
+            yield server
         finally:
             process.terminate()
             try:
@@ -191,12 +199,12 @@ class Load:
 
 
 def memory_per_connection(result: Result) -> float:
-    grown = result["memory_open"] - result["memory_before"]
-    return float(grown) / result["connections"] / 1024
+    grown = float(result["memory_open"] - result["memory_before"])
+    return grown / int(result["connections"]) / 1024
 
 
 def cpu_per_join(result: Result) -> float:
-    return float(result["server_cpu"]) / result["joins"] * 1000
+    return float(result["server_cpu"]) / int(result["joins"]) * 1000
 
 
 def memory_grown(result: Result) -> float:
@@ -302,6 +310,8 @@ LOADS = (
 
 def programs() -> Path:
     """The directory of the compiled programs of this folder."""
+    if sys.platform != "linux":
+        sys.exit("bench-peers needs Linux: the load generator uses epoll and /proc")
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         sys.exit("bench-peers needs a C compiler: neither `cc` nor `gcc` is on PATH")
@@ -350,7 +360,10 @@ def measure(load: Load, server: Server, seconds: float) -> Result:
         arguments += ["--pid", str(pid)]
     if (core := cores()[1]) is not None:
         arguments += ["--core", str(core)]
-    return printed(arguments)
+    try:
+        return printed(arguments)
+    except Failed as exc:
+        raise Failed(f"{exc}; the server's last words: {server.last_words()}") from None
 
 
 def measure_floor(load: Load, seconds: float) -> Result:
