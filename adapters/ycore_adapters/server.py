@@ -110,7 +110,7 @@ class ServerSettings:
 
     max_connections: int = 10_000
     """How many connections there may be in all, whatever their state. Each is a file descriptor,
-    and some 10 KB while it is idle. More are answered with 503 before they are read."""
+    and some 4 KB while it is idle. More are answered with 503 before they are read."""
 
     max_connections_per_address: int = 1_000
     """How many may come from one address (of IPv6, one /64 network, which is what one customer
