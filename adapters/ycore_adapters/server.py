@@ -221,8 +221,9 @@ class _Framing:
 
     def turn_to(self, messages: tuple[bytes, ...], window: Window | None) -> None:
         """Make these the last ones."""
-        if messages is not self.messages:
-            self.messages, self._wires = messages, {}
+        if messages != self.messages:  # several who join may be sent the same, each by itself
+            self._wires = {}
+        self.messages = messages
         wire = self._wires.get(window)
         if wire is None:
             wire = self._wires[window] = _framed(messages, window)

@@ -219,6 +219,7 @@ def test_a_message_is_compressed_once_for_all_who_can_read_the_same() -> None:
         assert framed(messages, 15) is compressed
         assert framed(messages, None) is plain
         assert framed(messages, 9) is small
+        messages = (UPDATE,)  # another one who joins
     assert framed((b"next",), 15) == [b"".join(frame_message(b"next"))]
 
 
