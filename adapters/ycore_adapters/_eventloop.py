@@ -115,12 +115,22 @@ class _AsyncioWatch(Watch):
 
     def _ready(self) -> None:
         rest = self.readable()
-        if rest is not None and not self.stopped:
+        if self.stopped:
+            return
+        if rest is not None:
             self._loop.remove_reader(self.sock.fileno())
             self._tasks.start_soon(self._wait, rest)
+        elif self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            # libuv watches no socket any further that it has seen an error of, also if there was
+            # still something to read; and it does not say so.
+            self._loop.remove_reader(self.sock.fileno())
+            self._again()
 
     async def _wait(self, rest: Rest) -> None:
         await rest()
+        self._again()
+
+    def _again(self) -> None:
         if not self.stopped:
             self._loop.add_reader(self.sock.fileno(), self._ready)
 

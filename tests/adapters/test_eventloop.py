@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -13,6 +16,16 @@ import pytest
 from ycore_adapters._eventloop import EventLoop, Rest, event_loop
 
 pytestmark = pytest.mark.anyio
+
+BACKENDS: list[tuple[str, dict[str, Any]]] = [("asyncio", {"use_uvloop": False}), ("trio", {})]
+if importlib.util.find_spec("uvloop") is not None:
+    BACKENDS.append(("asyncio", {"use_uvloop": True}))
+
+
+@pytest.fixture(params=BACKENDS, ids=["asyncio", "trio", "uvloop"][: len(BACKENDS)])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    backend: tuple[str, dict[str, Any]] = request.param
+    return backend
 
 
 @asynccontextmanager
@@ -88,3 +101,33 @@ async def test_a_socket_is_not_watched_while_the_rest_is_done_nor_once_stopped()
     ours.close()
     theirs.close()
     assert got[-1] == b"two"
+
+
+async def test_the_end_of_a_connection_is_told_though_it_came_together_with_data() -> None:
+    """A reset: libuv watches no socket any further that it has seen an error of."""
+    got: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    ours.setblocking(False)
+    async with running() as loop:
+        over = anyio.Event()
+
+        def readable() -> Rest | None:
+            try:
+                got.append(ours.recv(100))
+            except ConnectionResetError:
+                got.append(b"")
+            if got[-1] == b"":
+                watch.stop()
+                over.set()
+            return None
+
+        watch = loop.watch(ours, readable)
+        await anyio.lowlevel.checkpoint()
+        theirs.send(b"half a message")
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        await over.wait()
+    ours.close()
+    assert got in ([b"half a message", b""], [b""])
