@@ -11,6 +11,9 @@ import asyncio
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from functools import partial
+from importlib.util import find_spec
 from typing import TypeAlias
 
 import anyio
@@ -89,13 +92,21 @@ class _Asyncio(EventLoop):
     def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
         super().__init__(tasks)
         self._loop = asyncio.get_running_loop()
+        # Outside of tasks anyio can't tell which library runs, unless anyio.run has noted it; under
+        # asyncio.run, or in an ASGI server, nobody has.
+        self._context = copy_context()
+        if find_spec("sniffio") is not None:  # otherwise anyio takes it for asyncio
+            from sniffio import current_async_library_cvar  # noqa: PLC0415
+
+            self._context.run(current_async_library_cvar.set, "asyncio")
 
     def soon(self, call: Callable[[], None]) -> None:
-        self._loop.call_soon(call)
+        self._loop.call_soon(call, context=self._context)
 
     def watch(self, sock: socket.socket, readable: Readable) -> Watch:
+        make = partial(_AsyncioWatch, self._loop, self._tasks, sock, readable)
         try:
-            return _AsyncioWatch(self._loop, self._tasks, sock, readable)
+            return self._context.copy().run(make)
         except NotImplementedError:  # Windows' default loop: anyio has a way around
             return super().watch(sock, readable)
 

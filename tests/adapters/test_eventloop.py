@@ -131,3 +131,33 @@ async def test_the_end_of_a_connection_is_told_though_it_came_together_with_data
         await over.wait()
     ours.close()
     assert got in ([b"half a message", b""], [b""])
+
+
+def test_calls_may_start_tasks_though_nobody_noted_which_library_runs() -> None:
+    """As under asyncio.run, and in an ASGI server."""
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                loop = event_loop(tasks)
+                soon, read = anyio.Event(), anyio.Event()
+
+                async def sets(event: anyio.Event) -> None:
+                    event.set()
+
+                def readable() -> None:
+                    ours.recv(1)
+                    tasks.start_soon(sets, read)
+
+                loop.soon(lambda: tasks.start_soon(sets, soon))
+                watch = loop.watch(ours, readable)
+                theirs.send(b"x")
+                await soon.wait()
+                await read.wait()
+                watch.stop()
+        ours.close()
+        theirs.close()
+
+    asyncio.run(main())
