@@ -189,9 +189,10 @@ def test_broadcasting_shares_one_tuple(room: Room) -> None:
         _, send = room.receive(author, edit(data), now=0)
         assert isinstance(send, Send)
         sends.append(send)
-    send, *_ = room.receive(author, show((1, 1, "{}")), now=0)  # to all, who are the same here
+    send, lesson = room.receive(author, show((1, 1, "{}")), now=0)  # to all, the same here
     assert isinstance(send, Send)
     assert sends[0].to is sends[1].to is send.to
+    assert plain([lesson]) == [("send", ("awareness", (1, 2, "{}")), [author])]
 
 
 # ---- read-only
