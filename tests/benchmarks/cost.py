@@ -19,28 +19,27 @@ from math import floor, log10
 from typing import Final, NamedTuple
 
 import anyio
+from made import keystrokes, masked, open_peer, room_of
 from peers import (
     PEERS,
     RESULTS,
     ROOT,
     Load,
+    cpu_per_join,
     document,
     measure,
     measure_floor,
+    number,
     progress,
     said,
     serving,
     write_between,
 )
-from wsproto.connection import Connection, ConnectionType
-from wsproto.events import BytesMessage
-from ycore_adapters._peer import Peer
 from ycore_adapters.server import _framed
 from ycore_adapters.stores import FileStore, StoredUpdate
 
-from ycore import Frame, Room
-from ycore.doc import Doc
-from ycore.messages import SyncStep1, Update
+from ycore import Frame
+from ycore.messages import Update
 
 DOCS: Final = ROOT / "docs" / "performance.md"
 PLOT: Final = ROOT / "docs" / "performance.svg"
@@ -96,10 +95,6 @@ def per_update(result: dict[str, float]) -> float:
     return result["server_cpu"] / result["sent"] * 1e6
 
 
-def per_join(result: dict[str, float]) -> float:
-    return result["server_cpu"] / result["joins"] * 1e3
-
-
 # ---- the model
 
 
@@ -135,39 +130,6 @@ class Model(NamedTuple):
 
 # ---- the parts of a message
 
-REQUEST: Final = (
-    b"GET /r HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
-
-
-def keystrokes(count: int) -> list[bytes]:
-    """What somebody types, as updates."""
-    updates: list[bytes] = []
-    doc = Doc(3_000_000_000)
-    doc.observe_updates(lambda update, _: updates.append(update))
-    text = doc.get_text("text")
-    for i in range(count):
-        text.insert(i, "x")
-    return updates
-
-
-def open_peer() -> Peer:
-    peer = Peer()
-    peer.receive(REQUEST)
-    peer.accept()
-    peer.take_output()
-    return peer
-
-
-def room_of(members: int) -> Room:
-    """A room whose members are synced."""
-    room = Room("r")
-    for _ in range(members):
-        member, _ = room.join(now=0)
-        room.receive(member, SyncStep1(b"\0").encode(), now=0)
-    return room
-
 
 def median_of(do: Callable[[], object], count: int) -> float:
     """Microseconds for one of the `count` things that `do` does."""
@@ -184,8 +146,7 @@ async def parts() -> dict[str, float]:
     count = 1000
     updates = keystrokes(15 * count)
     messages = [Update(data).encode() for data in updates[:count]]
-    client = Connection(ConnectionType.CLIENT)
-    frames = [client.send(BytesMessage(data)) for data in messages]
+    frames = masked(messages)
 
     def read() -> None:
         peer = open_peer()
@@ -232,10 +193,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines)
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def fitted(points: Sequence[Point], model: Model) -> str:
@@ -351,7 +308,7 @@ def main() -> None:
             megabytes,
             bench.result(
                 f"joins, {what}",
-                per_join,
+                cpu_per_join,
                 characters,
                 clients=2,
                 writers=0,

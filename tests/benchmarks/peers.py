@@ -464,6 +464,10 @@ def print_table(load: Load, results: dict[str, list[Result]]) -> None:
                 break
 
 
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def markdown(results: Results) -> str:
     """All loads in one table: the figure, and p99 in ms where there is one."""
     names = [peer.name for peer in PEERS] + [FLOOR]
@@ -476,7 +480,7 @@ def markdown(results: Results) -> str:
             rounds = results[load.name].get(name, [])
             value = median(figures(load, rounds))
             p99 = median([result.get("p99_ms") for result in rounds if "failed" not in result])
-            line += " " if value is None else f" {value:,.0f}" if value >= 100 else f" {value:.3g}"
+            line += " " if value is None else f" {number(value)}"
             line += "" if value is None or p99 is None else f" (p99 {p99:.3g})"
             line += "failed |" if value is None and rounds else " |"
         lines.append(line)

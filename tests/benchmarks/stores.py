@@ -24,11 +24,11 @@ from random import Random
 from typing import TypeAlias
 
 import anyio
+from made import keystroke
 from ycore_adapters.stores import FileStore, MemoryStore, SQLiteStore, Store, StoredUpdate
 from ycore_adapters.stores.tools import compact, read
 
 from ycore import StructStore
-from ycore.lib0 import write_var_uint
 from ycore.steps import finish
 
 try:
@@ -42,21 +42,6 @@ Opened: TypeAlias = Callable[[Path], AbstractAsyncContextManager[Append]]
 ROUNDS = 5
 PEER_UPDATES = 10_000
 """How much of a trace pycrdt-store is given: it takes milliseconds for each update."""
-AUTHOR = 3_000_000_000
-
-
-def keystroke(clock: int, origin: int | None) -> bytes:
-    """A letter, as a client of Yjs sends it: 24 bytes or so."""
-    out = bytearray(b"\x01\x01")
-    write_var_uint(out, AUTHOR)
-    write_var_uint(out, clock)
-    if origin is None:
-        out += b"\x04\x01\x04text"
-    else:
-        out.append(0x84)
-        write_var_uint(out, AUTHOR)
-        write_var_uint(out, origin)
-    return bytes(out + b"\x01x\x00")
 
 
 def keystrokes(count: int) -> list[bytes]:

@@ -7,33 +7,13 @@ from pathlib import Path
 
 import pytest
 from anyio.from_thread import start_blocking_portal
+from made import keystrokes, masked, open_peer
 from pytest_benchmark.fixture import BenchmarkFixture
-from test_core import UPDATES, keystrokes
-from wsproto.connection import Connection, ConnectionType
-from wsproto.events import BytesMessage
+from test_core import UPDATES
 from ycore_adapters._peer import Peer, frame_message
 from ycore_adapters.stores import FileStore, MemoryStore, SQLiteStore, Store, StoredUpdate
 
 from ycore.messages import Update
-
-REQUEST = (
-    b"GET /doc HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
-
-
-def open_peer() -> Peer:
-    peer = Peer()
-    peer.receive(REQUEST)
-    peer.accept()
-    peer.take_output()
-    return peer
-
-
-def masked(messages: list[bytes]) -> list[bytes]:
-    """The frames of a client."""
-    client = Connection(ConnectionType.CLIENT)
-    return [client.send(BytesMessage(data)) for data in messages]
 
 
 def test_handshake(benchmark: BenchmarkFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from build import anys, item, text, type_, update
+from made import ASK_ALL, AUTHOR, keystrokes, room_of
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ycore import Awareness, AwarenessEntry, Room, StructStore, check_update
@@ -19,18 +20,6 @@ from ycore.messages import (
     decode,
 )
 from ycore.updates import encode_state_vector
-
-AUTHOR = 3_000_000_000  # ids of real clients are random and 32 bits long
-
-
-ASK_ALL = SyncStep1(b"\x00").encode()
-
-
-def keystrokes(count: int, author: int = AUTHOR) -> list[bytes]:
-    return [
-        update({(author, i): [item(text("x"), origin=(author, i - 1) if i else None)]})
-        for i in range(count)
-    ]
 
 
 def prose(size: int) -> bytes:
@@ -80,15 +69,6 @@ MESSAGES: dict[str, Message] = {
     "PermissionDenied": PermissionDenied("this connection is read-only"),
     "QueryAwareness": QueryAwareness(),
 }
-
-
-def room_of(members: int) -> Room:
-    """A room with members that are synced."""
-    room = Room("doc")
-    for _ in range(members):
-        member, _ = room.join(now=0)
-        room.receive(member, ASK_ALL, now=0)
-    return room
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
