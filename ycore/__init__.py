@@ -6,24 +6,22 @@ without a room.
 """
 
 from .awareness import Awareness, AwarenessEntry
-from .errors import CloseCode, LocalProtocolError, ProtocolError, RemoteProtocolError
-from .frame import Frame
-from .hub import Hub
-from .provider import Document, Provider
-from .room import (
+from .effects import (
     AwarenessChanged,
     Close,
     CustomMessage,
     Effect,
     Load,
-    Member,
     Persist,
     Probe,
-    Room,
     Send,
-    State,
     Unload,
 )
+from .errors import CloseCode, LocalProtocolError, ProtocolError, RemoteProtocolError
+from .frame import Frame
+from .hub import Hub
+from .provider import Document, Provider
+from .room import Member, Room, State
 from .settings import ProviderSettings, Settings
 from .updates import (
     StructStore,

@@ -65,7 +65,7 @@ class Frame:
 
     __slots__ = ("_contents", "_data", "_reading", "done")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._data = bytes(data)
         self._reading: Steps[deque[Content]] | None = None
         self._contents: deque[Content] | None = None

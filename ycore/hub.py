@@ -19,8 +19,9 @@ from itertools import count
 from types import MappingProxyType
 from typing import Final
 
+from .effects import Effect, Load, Unload
 from .errors import CloseCode
-from .room import Effect, Load, Member, Room, State, Unload
+from .room import Member, Room, State
 from .settings import Settings
 
 __all__ = ["Hub"]

@@ -9,10 +9,12 @@ What they refuse raises `RemoteProtocolError`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import copysign
 from struct import Struct, error
 from typing import Final, TypeAlias
 
+from .anyvalues import UNDEFINED, AnyValue, BigInt, Undefined
 from .errors import LocalProtocolError, RemoteProtocolError
 from .steps import STEP, Steps, finish
 
@@ -47,37 +49,7 @@ MAX_NESTING: Final = 256
 the line (y-py's, JSON's) overflow their stack somewhere above it."""
 
 
-class Undefined:
-    """The type of `UNDEFINED`, JavaScript's `undefined`, which is not its `null` (None here)."""
-
-    _only: Undefined | None = None
-
-    def __new__(cls) -> Undefined:
-        if cls._only is None:
-            cls._only = super().__new__(cls)
-        return cls._only
-
-    def __repr__(self) -> str:
-        return "UNDEFINED"
-
-    def __bool__(self) -> bool:
-        return False
-
-
-UNDEFINED: Final = Undefined()
-
 Data: TypeAlias = bytes | bytearray
-
-
-class BigInt(int):
-    """A JavaScript `bigint` (64 bits, signed): a number type of its own on the wire."""
-
-
-AnyValue: TypeAlias = (
-    "None | Undefined | bool | int | float | BigInt | str | bytes"
-    " | list[AnyValue] | dict[str, AnyValue]"
-)
-"""What lib0's `Any` can hold, as Python has it. A JavaScript number is an int or a float here."""
 
 # Tags of `Any`, counted down from 127 (lib0 `encoding.js`, `writeAny`).
 _UNDEFINED, _NULL, _INTEGER, _FLOAT32, _FLOAT64, _BIGINT = 127, 126, 125, 124, 123, 122
@@ -355,6 +327,10 @@ def _read_scalar(data: Data, pos: int, tag: int) -> tuple[AnyValue, int]:
     return {_UNDEFINED: UNDEFINED, _NULL: None, _FALSE: False, _TRUE: True}[tag], pos
 
 
+_KEY: Final = -1
+"""Stands for the depth of what is not a value but an object's key."""
+
+
 def write_any(out: bytearray, value: AnyValue) -> None:
     """Append a value as type Any (`encoding.writeAny`), in the form JavaScript would give it.
 
@@ -370,7 +346,7 @@ def write_any(out: bytearray, value: AnyValue) -> None:
             value, depth = todo.pop()
             if depth > MAX_NESTING:
                 raise LocalProtocolError(f"the value nests deeper than {MAX_NESTING}")
-            if isinstance(value, _Key):
+            if depth == _KEY and isinstance(value, str):
                 write_var_string(out, value)
             elif isinstance(value, list):
                 out.append(_ARRAY)
@@ -379,22 +355,17 @@ def write_any(out: bytearray, value: AnyValue) -> None:
             elif isinstance(value, dict):
                 out.append(_OBJECT)
                 write_var_uint(out, len(value))
-                for key, entry in reversed(value.items()):
+                entries: Iterable[tuple[object, AnyValue]] = reversed(value.items())
+                for key, entry in entries:
                     if not isinstance(key, str):
                         raise LocalProtocolError(f"a key must be a string: {key!r}")
                     todo.append((entry, depth + 1))
-                    todo.append((_Key(key), 0))
+                    todo.append((key, _KEY))
             else:
                 _write_scalar(out, value)
     except BaseException:
         del out[start:]
         raise
-
-
-class _Key(str):
-    """An object's key among the values still to be written."""
-
-    __slots__ = ()
 
 
 def _write_scalar(out: bytearray, value: AnyValue) -> None:

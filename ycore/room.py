@@ -29,13 +29,14 @@ Awareness ids belong to the member that announced them; see `_vouch`.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
-from types import GeneratorType
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
 from .awareness import Awareness, AwarenessEntry, encode_awareness
+from .effects import AwarenessChanged, Close, CustomMessage, Effect, Persist, Probe, Send
 from .errors import CloseCode, LocalProtocolError, RemoteProtocolError
 from .frame import Attached, Frame
 from .messages import (
@@ -50,20 +51,7 @@ from .settings import Settings
 from .steps import STEP, Steps
 from .updates import ParsedUpdate, StructStore, collect
 
-__all__ = [
-    "AwarenessChanged",
-    "Close",
-    "CustomMessage",
-    "Effect",
-    "Load",
-    "Member",
-    "Persist",
-    "Probe",
-    "Room",
-    "Send",
-    "State",
-    "Unload",
-]
+__all__ = ["Member", "Room", "State"]
 
 
 class Member:
@@ -97,80 +85,6 @@ class Member:
         self._waiting: list[Frame] = []
         """Frames that came while the room was loading."""
         self._waiting_bytes = 0
-
-
-# ---- effects
-#
-# Named tuples, since there are some for every keystroke and they are made in half the time.
-
-
-class Persist(NamedTuple):
-    """Store this update durably before carrying out what follows."""
-
-    update: bytes
-    author: Member
-
-
-class Send(NamedTuple):
-    """Send this frame, as one binary WebSocket message, to each member of `to` but `skip`."""
-
-    frame: bytes
-    to: tuple[Member, ...]
-    skip: Member | None = None
-
-
-class Close(NamedTuple):
-    """Close the member's connection, after what was sent to it. It has left the room already."""
-
-    member: Member
-    code: int
-    reason: str
-
-
-class Probe(NamedTuple):
-    """Find out whether the member's connection is still alive, and if it is not, let it leave.
-
-    Somebody else says that it is this member: perhaps its client, back on a new connection after
-    the network broke, which stays invisible for as long as the old one seems to be there.
-    """
-
-    member: Member
-
-
-class CustomMessage(NamedTuple):
-    """A message of a type registered in `Settings.custom_types`: the application's business."""
-
-    member: Member
-    type: int
-    payload: bytes
-
-
-class AwarenessChanged(NamedTuple):
-    """These came, changed what they show, or went. Only if `Settings.tell_awareness`."""
-
-    room: Room
-    entries: tuple[AwarenessEntry, ...]
-
-
-class Load(NamedTuple):
-    """From a `Hub`: give the room what the store has (`Room.load`), then call `Room.opened`.
-
-    If the store fails, `Hub.close` the room: it must not stay open without its past.
-    """
-
-    room: Room
-
-
-class Unload(NamedTuple):
-    """From a `Hub`: the room is idle. Let the store finish with it, then call `Hub.unloaded`."""
-
-    room: Room
-    generation: int
-
-
-Effect: TypeAlias = (
-    Persist | Send | Close | Probe | CustomMessage | AwarenessChanged | Load | Unload
-)
 
 
 # ---- the room
@@ -438,7 +352,7 @@ class Room:
                 self._take_awareness(member, content, now, effects)
             elif isinstance(content, Custom):
                 self._take_custom(member, content, effects)
-            elif isinstance(content, GeneratorType):
+            elif isinstance(content, Generator):
                 try:
                     next(content)
                 except StopIteration as stop:

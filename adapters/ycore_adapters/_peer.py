@@ -362,7 +362,7 @@ class Peer:
         elif ws.state is ConnectionState.OPEN:
             # An error: wsproto says how to close, and leaves it to us.
             reason = event.reason
-            if event.code is CloseReason.MESSAGE_TOO_BIG:
+            if event.code == CloseReason.MESSAGE_TOO_BIG:
                 reason = f"a message is at most {self._max_message_bytes} bytes"
             self._output.append(ws.send(CloseConnection(event.code, reason)))
             self._is_open = False

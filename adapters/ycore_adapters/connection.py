@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Protocol
 
 from .hooks import Access, Request
 
 
-class Connection(ABC):
+class Connection(Protocol):
     """What the driver asks of a transport, for one member. Nothing here may block or raise."""
 
-    waiting = 0
+    waiting: int = 0
     """How many bytes were sent and not yet taken by the socket."""
     request: Request | None = None
     """What it asked for, once it was admitted."""

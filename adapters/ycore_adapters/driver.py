@@ -26,12 +26,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from inspect import isawaitable
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self, TypeAlias, TypeVar
 
 import anyio
 import anyio.abc
@@ -127,13 +127,28 @@ class DriverSettings:
     """For how many seconds `Hooks.authorize` may think. Then the client is sent away (1013)."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Release:
+    """The hooks have caught up with a room that is to be unloaded."""
+
+    unload: Unload
+
+
+_Step: TypeAlias = Effect | _Release
+
+_CHANGES: Final = (Load, Unload, _Release)
+"""What changes a room's state: nothing behind it may be begun before."""
+_WAITS: Final = (Persist, *_CHANGES)
+"""What has to wait for the store."""
+
+
 class _Work:
     """What is still to be carried out in one room."""
 
     __slots__ = ("_progress", "added", "backlog", "effects", "seen", "since", "taken")
 
     def __init__(self, since: float) -> None:
-        self.effects: list[Effect] = []
+        self.effects: list[_Step] = []
         self.added = self.taken = 0
         """How many there have been, and how many were carried out."""
         self.backlog = 0
@@ -145,12 +160,12 @@ class _Work:
         self._progress: anyio.Event | None = None
         """Set when some of it is done, if somebody waits for that."""
 
-    def add(self, effects: list[Effect]) -> None:
+    def add(self, effects: Sequence[_Step]) -> None:
         self.effects += effects
         self.added += len(effects)
         self.backlog += _size(effects)
 
-    def take(self, count: int) -> list[Effect]:
+    def take(self, count: int) -> list[_Step]:
         """The first so many, which are to be carried out now."""
         taken = self.effects[:count]
         del self.effects[:count]
@@ -170,11 +185,7 @@ class _Work:
             self._progress = None
 
 
-class _Release(Unload):
-    """The hooks have caught up with a room that is to be unloaded."""
-
-
-def _size(effects: list[Effect]) -> int:
+def _size(effects: Sequence[_Step]) -> int:
     size = 0
     for effect in effects:
         if isinstance(effect, Send):
@@ -476,11 +487,11 @@ class Driver:
 
     # -- effects
 
-    def _carry_out(self, room: Room, effects: list[Effect]) -> None:
+    def _carry_out(self, room: Room, effects: Sequence[_Step]) -> None:
         work = self._work.get(room)
         if work is None:
             for i, effect in enumerate(effects):
-                if isinstance(effect, Persist | Load | Unload):
+                if isinstance(effect, _WAITS):
                     if self._is_over:
                         raise LocalProtocolError("the driver has ended: nothing can be stored")
                     work = self._work[room] = _Work(self.clock())
@@ -516,12 +527,12 @@ class Driver:
                 raise failed
             while work.effects:
                 effect = work.effects[0]
-                if isinstance(effect, Load | Unload):
+                if isinstance(effect, _CHANGES):
                     work.take(1)
                     if isinstance(effect, Load):
                         await self._load(room)
                     elif isinstance(effect, _Release):
-                        await self._release(effect)
+                        await self._release(effect.unload)
                     else:
                         await self._unload(effect)
                 else:
@@ -550,7 +561,7 @@ class Driver:
             if isinstance(effect, Persist):
                 metadata = b"" if self.hooks.metadata is None else self._metadata_of(effect.author)
                 updates.append(StoredUpdate(effect.update, now, metadata))
-            elif isinstance(effect, Load | Unload):
+            elif isinstance(effect, _CHANGES):
                 break
             count += 1
         return count, updates
@@ -655,7 +666,7 @@ class Driver:
         room = effect.room
         await self._calls.caught_up(room)
         if self.hub.rooms.get(room.name) is room:
-            self._carry_out(room, [_Release(room, effect.generation)])
+            self._carry_out(room, [_Release(effect)])
 
     async def _release(self, effect: Unload) -> None:
         room = effect.room
@@ -716,7 +727,7 @@ class Driver:
         reason = "the document's store failed, try again later"
         self._do(left + self.hub.close(room, CloseCode.TRY_AGAIN_LATER, reason, now=self.clock()))
 
-    def _do(self, effects: list[Effect]) -> None:
+    def _do(self, effects: Sequence[_Step]) -> None:
         """Carry out effects whose updates are stored."""
         burst: list[Send] = []
         for effect in effects:
@@ -761,7 +772,7 @@ class Driver:
             if overflows:
                 self._overflowed(member, connection)
 
-    def _do_rarer(self, effect: Effect) -> None:
+    def _do_rarer(self, effect: _Step) -> None:
         if isinstance(effect, Close):
             connection = effect.member.link
             if connection is not None:

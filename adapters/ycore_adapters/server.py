@@ -36,9 +36,9 @@ from ._deflate import Window
 from ._eventloop import EventLoop, Rest, event_loop
 from ._paths import check_prefix
 from ._peer import Event, Peer, PeerState, frame_message, refusal
-from .connection import Connection, without
+from .connection import without
 from .driver import Driver
-from .hooks import Request
+from .hooks import Access, Request
 
 logger = logging.getLogger(__name__)
 
@@ -319,7 +319,7 @@ def _host(sock: socket.socket) -> str | None:
     return None
 
 
-class _Socket(Connection):
+class _Socket:  # a `Connection`, but that one can't be compiled, being for others to inherit
     """One accepted socket: its outbox, and what it is doing."""
 
     def __init__(self, server: Server, sock: socket.socket, address: str | None) -> None:
@@ -328,6 +328,9 @@ class _Socket(Connection):
         self.address = address
         """What it is counted under."""
         self.peer = server.make_peer()
+        self.waiting = 0
+        self.request: Request | None = None
+        self.access: Access | None = None
         self.member: Member | None = None
         self.since = self.heard = time.monotonic()
         """When it was accepted, or began to close; and when it was last heard of."""

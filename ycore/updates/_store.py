@@ -59,7 +59,7 @@ class StructStore:
         shorter: half of this for a document typed key by key, less if it has many authors, since
         each costs everyone who joins a little time."""
 
-    def add(self, update: bytes | ParsedUpdate) -> bytes | None:
+    def add(self, update: bytes | bytearray | memoryview | ParsedUpdate) -> bytes | None:
         """Take in an update and return what of it was new, as an update; None if nothing was.
 
         That is the update itself if all of it was new. Where a struct's id is known already, what
