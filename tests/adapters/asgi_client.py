@@ -41,7 +41,7 @@ class Conversation:
         """Whether the peer takes what is sent."""
         self._reads_again = anyio.Event()
         self._news = anyio.Event()
-        self._tell, self._told = anyio.create_memory_object_stream[Any](1000)
+        self._tell, self._told = anyio.create_memory_object_stream[Any](10_000)
 
     async def run(self) -> None:
         with self._tell, self._told:

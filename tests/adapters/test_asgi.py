@@ -376,6 +376,7 @@ async def test_a_send_that_raises_costs_this_connection_only(
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
+@pytest.mark.source
 async def test_a_bug_costs_the_connection_that_met_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -401,7 +402,7 @@ async def test_thousands_of_messages_at_once_let_others_have_their_turns() -> No
     async with started() as app, connected(app) as a, connected(app, "/other") as b:
         await level(a)
         await level(b)
-        count = 900
+        count = 5_000
         a.send(*(edit(1, clock) for clock in range(count)))
         b.send(edit(2, 0), ASK_ALL)
         [room] = [room for room in app.driver.hub.rooms.values() if room.name == "r"]

@@ -236,6 +236,7 @@ async def test_what_comes_in_one_turn_is_sent_in_one_go_to_all_but_its_authors()
         assert [client.flushes for client in (c, d)] == [c.flushes] * 2
 
 
+@pytest.mark.source
 async def test_a_busy_room_waits_while_more_comes_and_a_calm_one_does_not(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -586,6 +587,7 @@ async def test_a_room_that_was_closed_meanwhile_is_not_compacted() -> None:
         assert store.rooms_kept["r"] == [insert(1, 0), insert(2, 0)]
 
 
+@pytest.mark.source
 async def test_a_snapshot_that_does_not_hold_the_document_is_not_stored(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -901,6 +903,7 @@ async def test_a_failing_flush_is_not_everybodys(caplog: pytest.LogCaptureFixtur
         assert c.flushes > flushed
 
 
+@pytest.mark.source
 async def test_a_failing_tick_is_not_everybodys(
     clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

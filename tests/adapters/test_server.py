@@ -457,6 +457,7 @@ async def test_one_connection_too_many_is_refused_unread(
     assert caplog.messages == [f"connections refused setting={setting} count=1"]
 
 
+@pytest.mark.source
 async def test_a_flood_of_connections_keeps_few_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those refused are kept for a moment, but never many."""
     monkeypatch.setattr(server_module, "_LINGERING", 5)
@@ -552,6 +553,7 @@ async def test_every_ping_is_answered_to_who_reads_late(tmp_path: Path) -> None:
         assert received == pong * number
 
 
+@pytest.mark.source
 async def test_nothing_is_kept_of_a_message_that_was_worked_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -614,6 +616,7 @@ async def test_a_message_that_came_whole_is_let_go_of_before_it_is_taken_in() ->
         assert running.server.driver.hub.rooms["r"].store.size == 0
 
 
+@pytest.mark.source
 async def test_others_have_their_turn_within_one_read_and_order_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -640,6 +643,7 @@ async def test_others_have_their_turn_within_one_read_and_order_is_kept(
         assert await received(b) == []
 
 
+@pytest.mark.source
 async def test_who_costs_more_than_a_turn_is_read_again_when_others_had_theirs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -114,6 +114,7 @@ def test_timeouts_of_rooms_are_the_hubs() -> None:
     assert room is two.room
 
 
+@pytest.mark.source
 def test_only_rooms_that_are_due_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub()
     for i in range(1000):

@@ -36,6 +36,7 @@ def lines_run(frame: bytes, *, times: int = 1) -> int:
     return lines
 
 
+@pytest.mark.source
 @pytest.mark.parametrize("name", WORST)
 @pytest.mark.parametrize("times", [1, 2], ids=["new", "known"])
 def test_cost_grows_with_length_only(name: str, times: int) -> None:

@@ -82,6 +82,7 @@ def test_a_snapshot_of_many_clients_pauses() -> None:
     assert pauses >= 4
 
 
+@pytest.mark.source
 @pytest.mark.parametrize(
     "wrong",
     [
