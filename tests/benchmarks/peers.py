@@ -4,8 +4,9 @@
 that a noisy machine is noisy for all; shown are medians over the rounds, and medians of the ratios
 within each round. Where there are two cores, the server has one and the generator another.
 
-All are as they come, with documents in memory only; ours is measured with its file store, too. A
-first round is not counted: it warms up the compilers of others.
+All are as they come, with documents in memory only; ours is measured with its file store, too, and
+with that once more as it is when its hot path is compiled. A first round is not counted: it warms
+up the compilers of others.
 
 Results are kept as JSON in `.benchmarks/peers`; `--compare FILE` shows two of them side by side.
 """
@@ -32,6 +33,10 @@ from typing import Any, BinaryIO, Final, TypeAlias
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+sys.path.append(str(ROOT / "tests" / "compiled"))
+
+from compiled import compiled, environment, missing  # noqa: E402
+
 RESULTS = ROOT / ".benchmarks" / "peers"
 NODE_MODULES = HERE / "node_modules"
 
@@ -56,7 +61,7 @@ class Peer:
     command: Callable[[int, Path], list[str]]
     """From a free port and an empty directory."""
     needs: tuple[str, ...] = ()
-    """Programs, packages of Node (with their directory) and modules of Python."""
+    """Programs, packages of Node (with their directory), modules of Python, what mypyc needs."""
     dialect: tuple[str, ...] = ()
     """What the generator has to be told."""
 
@@ -66,6 +71,9 @@ class Peer:
             if need == "node":
                 if shutil.which("node") is None:
                     return "Node.js: `node` is not on PATH"
+            elif need == "mypyc":
+                if (missing_to_compile := missing()) is not None:
+                    return missing_to_compile
             elif "/" in need:
                 if not (NODE_MODULES / need).is_dir():
                     return f"{need}: run `npm ci` in tests/benchmarks"
@@ -74,21 +82,31 @@ class Peer:
         return None
 
 
-def ycore(*store: str) -> Callable[[int, Path], list[str]]:
-    def command(port: int, directory: Path) -> list[str]:
-        program = str(Path(sys.executable).with_name("ycore"))
-        where = store or ("--data", str(directory / "data"))
-        limits = ("--max-connections-per-address", "10000")  # all come from this machine
-        return [program, "serve", "--port", str(port), *where, *limits]
-
-    return command
+def ycore(port: int, *store: str) -> list[str]:
+    program = [sys.executable, "-m", "ycore_adapters.cli", "serve", "--port", str(port)]
+    return [*program, *store, "--max-connections-per-address", "10000"]  # all come from here
 
 
-OURS: Final = ("ycore, files", "ycore, memory")
+def ycore_with_files(port: int, directory: Path) -> list[str]:
+    return ycore(port, "--data", str(directory / "data"))
+
+
+def ycore_compiled(port: int, directory: Path) -> list[str]:
+    progress("compiling")
+    changed = environment(compiled()).items() - os.environ.items()
+    return [
+        "env",
+        *(f"{name}={value}" for name, value in changed),
+        *ycore_with_files(port, directory),
+    ]
+
+
+OURS: Final = ("ycore, files", "ycore, memory", "ycore, compiled")
 FLOOR: Final = "a bare C loop"
 PEERS = (
-    Peer(OURS[0], ycore()),
-    Peer(OURS[1], ycore("--memory")),
+    Peer(OURS[0], ycore_with_files),
+    Peer(OURS[1], lambda port, _: ycore(port, "--memory")),
+    Peer(OURS[2], ycore_compiled, needs=("mypyc",)),
     Peer(
         "pycrdt-websocket",
         lambda port, _: [sys.executable, str(HERE / "pycrdt_server.py"), str(port)],
@@ -438,7 +456,7 @@ def shown(value: float | None, width: int, digits: int = 2) -> str:
 def print_table(load: Load, results: dict[str, list[Result]]) -> None:
     print(f"\n{load.name}: {load.unit}")
     ours = [name for name in OURS if name in results]
-    heads = "".join(f"{name.removeprefix('ycore, ') + ' x':>10}" for name in ours)
+    heads = "".join(f"{name.removeprefix('ycore, ') + ' x':>11}" for name in ours)
     print(f"{'':22}{'':>11}{'p50 ms':>10}{'p99 ms':>10}{'lost':>7}{'waited':>8}{'gen.':>6}{heads}")
     for name, rounds in results.items():
         good = [result for result in rounds if "failed" not in result]
@@ -453,7 +471,7 @@ def print_table(load: Load, results: dict[str, list[Result]]) -> None:
         else:
             line += f"{'':21}"
         for our in ours:
-            line += shown(ratio(load, results[our], rounds) if our != name else None, 10)
+            line += shown(ratio(load, results[our], rounds) if our != name else None, 11)
         if good and "joins" in good[0]:
             usual = median([r["join_p50_ms"] for r in good])
             line += f"   a join took {shown(usual, 0, 0)} ms"
