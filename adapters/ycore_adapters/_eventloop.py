@@ -38,6 +38,15 @@ class Watch:
         self.stopped = True
         anyio.notify_closing(self.sock)
 
+    # libuv watches no socket any further that it has seen an error of, also if there was still
+    # something to read, and it does not say so. To ask after each read costs a tenth of a message.
+
+    def look(self) -> None:
+        """See whether an error has ended the watch: to be called every so often."""
+
+    def renew(self) -> None:
+        """Somebody else has come upon an error: have `readable` called, if it was not yet."""
+
 
 class EventLoop(ABC):
     """The event loop of the task that asks for it."""
@@ -122,26 +131,34 @@ class _AsyncioWatch(Watch):
         super().__init__(sock, readable)
         self._loop = loop
         self._tasks = tasks
+        self._was_ready = False
+        """Whether it was since the last look."""
+        self._rests = False
+        """Whether the rest is being done."""
         loop.add_reader(sock.fileno(), self._ready)
 
     def _ready(self) -> None:
+        self._was_ready = True
         rest = self.readable()
-        if self.stopped:
-            return
-        if rest is not None:
+        if rest is not None and not self.stopped:
+            self._rests = True
             self._loop.remove_reader(self.sock.fileno())
             self._tasks.start_soon(self._wait, rest)
-        elif self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            # libuv watches no socket any further that it has seen an error of, also if there was
-            # still something to read; and it does not say so.
+
+    def look(self) -> None:
+        if self._was_ready and not self._rests and not self.stopped:
+            self._was_ready = False
+            if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self.renew()
+
+    def renew(self) -> None:
+        if not self._rests and not self.stopped:
             self._loop.remove_reader(self.sock.fileno())
-            self._again()
+            self._loop.add_reader(self.sock.fileno(), self._ready)
 
     async def _wait(self, rest: Rest) -> None:
         await rest()
-        self._again()
-
-    def _again(self) -> None:
+        self._rests = False
         if not self.stopped:
             self._loop.add_reader(self.sock.fileno(), self._ready)
 

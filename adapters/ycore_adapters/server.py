@@ -511,8 +511,8 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         """The connection is over, whatever state it is in."""
         if self.server.forget(self):
             self.leave()
-            self.abort()
             self._watch.stop()
+            self.abort()
             self.sock.close()
 
     # -- writing
@@ -599,11 +599,13 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         self._all_taken()
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
+        self._watch.renew()
 
     # -- time
 
     def sweep(self, now: float) -> None:
         """Do what is due: time out, ping, give up."""
+        self._watch.look()
         settings = self.server.settings
         state = self.peer.state
         if state in (PeerState.REQUEST, PeerState.ASKED):

@@ -103,7 +103,10 @@ async def test_a_socket_is_not_watched_while_the_rest_is_done_nor_once_stopped()
     assert got[-1] == b"two"
 
 
-async def test_the_end_of_a_connection_is_told_though_it_came_together_with_data() -> None:
+@pytest.mark.parametrize("found_by", ["a look", "a write"])
+async def test_the_end_of_a_connection_is_told_though_it_came_together_with_data(
+    found_by: str,
+) -> None:
     """A reset: libuv watches no socket any further that it has seen an error of."""
     got: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -111,13 +114,14 @@ async def test_the_end_of_a_connection_is_told_though_it_came_together_with_data
         ours, _ = listener.accept()
     ours.setblocking(False)
     async with running() as loop:
-        over = anyio.Event()
+        heard, over = anyio.Event(), anyio.Event()
 
         def readable() -> Rest | None:
             try:
                 got.append(ours.recv(100))
             except ConnectionResetError:
                 got.append(b"")
+            heard.set()
             if got[-1] == b"":
                 watch.stop()
                 over.set()
@@ -128,9 +132,50 @@ async def test_the_end_of_a_connection_is_told_though_it_came_together_with_data
         theirs.send(b"half a message")
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         theirs.close()
+        await heard.wait()
+        if found_by == "a look":
+            watch.look()
+        else:
+            with pytest.raises(OSError):  # noqa: PT011 - reset, or a broken pipe if that was read
+                ours.send(b"x")
+            watch.renew()
         await over.wait()
+        watch.look()  # does nothing, as does:
+        watch.renew()
     ours.close()
     assert got in ([b"half a message", b""], [b""])
+
+
+async def test_who_is_busy_with_the_rest_is_not_watched_before_its_end() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    got: list[bytes] = []
+    goes_on = anyio.Event()
+
+    def readable() -> Rest | None:
+        got.append(ours.recv(100))
+        heard.set()
+        if got == [b"one"]:
+            return goes_on.wait
+        watch.stop()
+        return None
+
+    async with running() as loop:
+        heard = anyio.Event()
+        watch = loop.watch(ours, readable)
+        theirs.send(b"one")
+        await heard.wait()
+        heard = anyio.Event()
+        theirs.close()
+        watch.look()
+        watch.renew()
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        assert got == [b"one"]
+        goes_on.set()
+        await heard.wait()
+    ours.close()
+    assert got == [b"one", b""]
 
 
 def test_calls_may_start_tasks_though_nobody_noted_which_library_runs() -> None:

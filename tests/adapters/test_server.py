@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import os
 import socket
+import struct
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -672,6 +673,27 @@ async def received(client: WsClient) -> list[bytes]:
         while True:
             messages.append(await client.receive())
     return messages
+
+
+async def test_a_reset_that_a_write_comes_upon_first_is_heard_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Together with data, on uvloop: that then watches the socket no further."""
+    monkeypatch.setattr(server_module, "_SWEEP", 60.0)  # which would hear of it, too
+    async with serving() as running, running.connect() as a:
+        await level(a)
+        room = running.server.driver.hub.rooms["r"]
+        b = socket.create_connection(running.address)
+        b.sendall(REQUEST)
+        while len(room.members) < 2:
+            await anyio.lowlevel.checkpoint()
+        await a.send(ASK_ALL)
+        await a.until(is_update)  # so that b is watched again
+        b.sendall(b"\x82\x85abcdhel")  # half a frame
+        b.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        b.close()
+        await a.send(here(1))
+        await nobody_but(running, 1)
 
 
 @pytest.mark.parametrize("end", ["closed", "half-closed", "reset"])
