@@ -39,7 +39,7 @@ class Watch:
         anyio.notify_closing(self.sock)
 
     # libuv watches no socket any further that it has seen an error of, also if there was still
-    # something to read, and it does not say so. To ask after each read costs a tenth of a message.
+    # something to read, and it does not say so. To ask after each read would cost a system call.
 
     def look(self) -> None:
         """See whether an error has ended the watch: to be called every so often."""
