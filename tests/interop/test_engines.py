@@ -6,6 +6,7 @@ Longer runs: YCORE_ENGINE_SESSIONS=2000 .venv/bin/pytest -s tests/interop/test_e
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import subprocess
 import sys
@@ -34,8 +35,11 @@ def oracle() -> Iterator[Oracle]:
 
 
 @pytest.fixture(params=BINDABLE)
-def hand(request: pytest.FixtureRequest) -> type[Hand]:
-    return require(request.param)
+def hand(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[type[Hand]]:
+    yield require(request.param)
+    # y-py wants its documents to end in the thread they began in: not in a later test's.
+    caplog.get_records("call").clear()
+    gc.collect()
 
 
 def cause(error: EngineError) -> str:
