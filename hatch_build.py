@@ -27,8 +27,6 @@ setup(name="ycore", packages=[], ext_modules=mypycify({arguments}, group_name="y
 
 
 class CompiledBuildHook(BuildHookInterface):  # type: ignore[type-arg]
-    PLUGIN_NAME = "custom"
-
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "editable":
             raise RuntimeError("an editable install runs the source as it is: nothing is compiled")

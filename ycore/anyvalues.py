@@ -1,7 +1,7 @@
 """The values that lib0's `Any` holds, as Python has them, where Python has none of its own.
 
-Apart from `ycore.lib0`, since classes with a builtin type for a base can't be compiled (see
-`pyproject.toml`).
+Apart from `ycore.lib0`, which can be compiled (see `pyproject.toml`): classes on a builtin type, or
+with a `__new__`, can't.
 """
 
 from __future__ import annotations

@@ -17,6 +17,6 @@ def _is_compiled(module: str) -> bool:
 # would end the process, and say nothing.
 if _is_compiled("ycore_adapters.driver") and not _is_compiled("ycore.room"):
     raise ImportError(
-        f"ycore_adapters is compiled, and does not work with the ycore that comes first on sys.path"
+        "ycore_adapters is compiled, and does not work with the ycore that comes first on sys.path"
         f" ({_origin('ycore')}). Where its source is, run Python with -P, or elsewhere."
     )

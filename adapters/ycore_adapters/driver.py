@@ -134,7 +134,7 @@ class _Release:
     unload: Unload
 
 
-_Step: TypeAlias = Effect | _Release
+_Todo: TypeAlias = Effect | _Release
 
 _CHANGES: Final = (Load, Unload, _Release)
 """What changes a room's state: nothing behind it may be begun before."""
@@ -148,7 +148,7 @@ class _Work:
     __slots__ = ("_progress", "added", "backlog", "effects", "seen", "since", "taken")
 
     def __init__(self, since: float) -> None:
-        self.effects: list[_Step] = []
+        self.effects: list[_Todo] = []
         self.added = self.taken = 0
         """How many there have been, and how many were carried out."""
         self.backlog = 0
@@ -160,12 +160,12 @@ class _Work:
         self._progress: anyio.Event | None = None
         """Set when some of it is done, if somebody waits for that."""
 
-    def add(self, effects: Sequence[_Step]) -> None:
+    def add(self, effects: Sequence[_Todo]) -> None:
         self.effects += effects
         self.added += len(effects)
         self.backlog += _size(effects)
 
-    def take(self, count: int) -> list[_Step]:
+    def take(self, count: int) -> list[_Todo]:
         """The first so many, which are to be carried out now."""
         taken = self.effects[:count]
         del self.effects[:count]
@@ -185,7 +185,7 @@ class _Work:
             self._progress = None
 
 
-def _size(effects: Sequence[_Step]) -> int:
+def _size(effects: Sequence[_Todo]) -> int:
     size = 0
     for effect in effects:
         if isinstance(effect, Send):
@@ -487,7 +487,7 @@ class Driver:
 
     # -- effects
 
-    def _carry_out(self, room: Room, effects: Sequence[_Step]) -> None:
+    def _carry_out(self, room: Room, effects: Sequence[_Todo]) -> None:
         work = self._work.get(room)
         if work is None:
             for i, effect in enumerate(effects):
@@ -727,7 +727,7 @@ class Driver:
         reason = "the document's store failed, try again later"
         self._do(left + self.hub.close(room, CloseCode.TRY_AGAIN_LATER, reason, now=self.clock()))
 
-    def _do(self, effects: Sequence[_Step]) -> None:
+    def _do(self, effects: Sequence[_Todo]) -> None:
         """Carry out effects whose updates are stored."""
         burst: list[Send] = []
         for effect in effects:
@@ -772,7 +772,7 @@ class Driver:
             if overflows:
                 self._overflowed(member, connection)
 
-    def _do_rarer(self, effect: _Step) -> None:
+    def _do_rarer(self, effect: _Todo) -> None:
         if isinstance(effect, Close):
             connection = effect.member.link
             if connection is not None:

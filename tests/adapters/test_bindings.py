@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -45,15 +45,10 @@ def write(ydoc: Any, text: str) -> None:
 
 
 @pytest.fixture(params=[pycrdt_doc, ypy_doc])
-def make(
-    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
-) -> Iterator[Callable[[], Any]]:
-    request.param()
-    yield request.param
-    # y-py wants what is in a circle to end in the thread it began in; and what was logged holds on
-    # to exceptions, and these to documents.
-    caplog.get_records("call").clear()
-    gc.collect()
+def make(request: pytest.FixtureRequest, ydocs_end_here: None) -> Callable[[], Any]:
+    made: Callable[[], Any] = request.param
+    made()
+    return made
 
 
 def test_each_has_what_the_other_had_and_gets(make: Callable[[], Any]) -> None:

@@ -93,12 +93,12 @@ def ycore_with_files(port: int, directory: Path) -> list[str]:
 
 def ycore_compiled(port: int, directory: Path) -> list[str]:
     progress("compiling")
-    changed = environment(compiled()).items() - os.environ.items()
-    return [
-        "env",
-        *(f"{name}={value}" for name, value in changed),
-        *ycore_with_files(port, directory),
-    ]
+    try:
+        variables = environment(compiled())
+    except subprocess.CalledProcessError as exc:
+        raise Failed(f"could not be compiled: {exc.stdout}") from None
+    settings = [f"{name}={value}" for name, value in variables.items()]
+    return ["env", *settings, *ycore_with_files(port, directory)]
 
 
 OURS: Final = ("ycore, files", "ycore, memory", "ycore, compiled")

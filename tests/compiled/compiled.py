@@ -50,5 +50,5 @@ def compiled() -> Path:
 
 
 def environment(target: Path) -> dict[str, str]:
-    """In which Python runs what is installed there, wherever that is."""
-    return os.environ | {"PYTHONPATH": str(target), "PYTHONSAFEPATH": "1"}
+    """The variables with which Python runs what is installed there, and no source beside it."""
+    return {"PYTHONPATH": str(target), "PYTHONSAFEPATH": "1"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -34,7 +35,7 @@ def python(target: Path, *arguments: str, **more: str) -> subprocess.CompletedPr
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=environment(target) | more,
+        env=os.environ | environment(target) | more,
         capture_output=True,
         text=True,
         check=False,

@@ -6,7 +6,6 @@ Longer runs: YCORE_ENGINE_SESSIONS=2000 .venv/bin/pytest -s tests/interop/test_e
 from __future__ import annotations
 
 import ast
-import gc
 import os
 import subprocess
 import sys
@@ -35,11 +34,8 @@ def oracle() -> Iterator[Oracle]:
 
 
 @pytest.fixture(params=BINDABLE)
-def hand(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[type[Hand]]:
-    yield require(request.param)
-    # y-py wants its documents to end in the thread they began in: not in a later test's.
-    caplog.get_records("call").clear()
-    gc.collect()
+def hand(request: pytest.FixtureRequest, ydocs_end_here: None) -> type[Hand]:
+    return require(request.param)
 
 
 def cause(error: EngineError) -> str:
