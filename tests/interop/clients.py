@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import queue
 import re
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
@@ -35,12 +36,16 @@ class Process:
     Args:
         command: the program and its arguments.
         cwd: where it runs; None: where the tests do.
+        env: variables besides those that the tests have.
     """
 
-    def __init__(self, *command: str | Path, cwd: Path | None = None) -> None:
+    def __init__(
+        self, *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
         self.popen = subprocess.Popen(
             command,
             cwd=cwd,
+            env=os.environ | (env or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,9 +102,17 @@ class Server:
         data: where it keeps its documents.
         options: of the command.
         command: instead of `ycore serve`; takes `--data` and `--port`, and prints where it listens.
+        env: variables besides those that the tests have.
     """
 
-    def __init__(self, data: Path, *options: str, command: Sequence[str | Path] = ()) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *options: str,
+        command: Sequence[str | Path] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._env = env
         serve = [sys.executable, "-m", "ycore_adapters.cli", "serve", "--host", "127.0.0.1"]
         self._command = [*(command or serve), "--data", str(data), *options]
         self._process: Process | None = None
@@ -108,9 +121,12 @@ class Server:
         self.url = "ws://127.0.0.1:0"
         self.start()
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
     def start(self) -> None:
-        port = self.url.rpartition(":")[2]
-        self._process = Process(*self._command, "--port", port)
+        self._process = Process(*self._command, "--port", str(self.port), env=self._env)
         deadline = time.monotonic() + DEADLINE
         while line := self._process.readline(deadline - time.monotonic()):
             self.output.append(line)
@@ -135,8 +151,9 @@ class Server:
         return code
 
     def kill(self) -> None:
-        """No chance to flush anything: SIGKILL."""
-        self._end(signal.SIGKILL)
+        """No chance to flush anything, if it runs: SIGKILL."""
+        if self._process is not None:
+            self._end(signal.SIGKILL)
 
     def terminate(self) -> int:
         """The orderly end, SIGTERM; returns the exit code."""
