@@ -3,8 +3,8 @@
  *
  * A request on stdin is {id, op, ...arguments}; its answer on stdout is {id, result} or {id, error}.
  *
- * They edit whatever happens, connected or not, and each has other habits, which people's providers
- * have: see `HABITS`. All that a client got, wrote and sent is kept, for the day they end up unequal.
+ * They edit whatever happens, connected or not, and each has other habits: see `CLIENTS`. All that a
+ * client got, wrote and sent is kept, for the day they end up unequal.
  */
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -13,7 +13,9 @@ import { setTimeout as delay } from 'node:timers/promises'
 import * as decoding from 'lib0/decoding'
 import * as encoding from 'lib0/encoding'
 import WebSocket from 'ws'
-import { WebsocketProvider } from 'y-websocket'
+import { WebsocketProvider as Version3 } from 'y-websocket'
+import { WebsocketProvider as Version1 } from 'y-websocket-1'
+import { WebsocketProvider as Version2 } from 'y-websocket-2'
 import * as Y from 'yjs'
 import { describe } from './described.mjs'
 import { Chance, EDITS, Editor } from './oracle_sessions.mjs'
@@ -29,8 +31,10 @@ const FLUSH_AFTER = 300 // milliseconds at most that a client collects what it s
 const HABIT_EVERY = 700 // milliseconds between two times that a client does what only it does, on average
 const BACKOFF = 300 // milliseconds at most before a client comes back
 const LOOK_EVERY = 100
+const PASTE_EVERY = 200 // edits of one client, on average
+const PASTED_LINES = 3000 // at most
 
-/** Closes that a client who did no wrong may get: none by the server's will. */
+/** The close codes that a client who did no wrong may see; none says that it did. */
 const INNOCENT = [1000, 1001, 1005, 1006, 1012]
 
 const CLASSES = ['text', 'nested', 'xml', 'embeds', 'binary', 'values', 'subdocs', 'undo']
@@ -55,6 +59,12 @@ const NOTHING = Y.encodeStateAsUpdate(new Y.Doc())
 
 class Writer extends Editor {
   words () { return this.chance.pick(WORDS) }
+
+  /** More than a socket takes at once. */
+  paste () {
+    const { type } = this.find(Y.Text)
+    type.insert(this.place(type), 'All work and no play makes Jack a dull boy.\n'.repeat(this.chance.below(PASTED_LINES)))
+  }
 }
 
 const syncMessage = (type, update) => {
@@ -73,6 +83,7 @@ const readSync = message => {
 }
 
 /**
+ * What people's providers do besides what y-websocket does:
  * - merges: collects what it sends for a while, and sends it merged into one update.
  * - logs: keeps updates rather than a document, and answers from what they are if merged.
  * - resends: sends all it has, or all that another may lack, now and then.
@@ -80,18 +91,19 @@ const readSync = message => {
  * - whispers: passes something on to another client over another link, as y-webrtc has it, which may
  *   build on what that one does not have yet.
  */
-const HABITS = [
-  ['whispers'],
-  ['merges', 'whispers'],
-  ['merges', 'logs', 'reloads'],
-  ['resends', 'reloads']
+const CLIENTS = [
+  { Provider: Version3, habits: ['whispers'] },
+  { Provider: Version3, habits: ['merges', 'whispers'] },
+  { Provider: Version2, habits: ['merges', 'logs', 'reloads'] },
+  { Provider: Version1, habits: ['resends', 'reloads'] }
 ]
 const NOW_AND_THEN = ['resends', 'reloads', 'whispers']
 
 class Client {
-  constructor (name, url, seed, habits) {
+  constructor (name, url, seed, { Provider, habits }) {
     this.name = name
     this.url = url
+    this.Provider = Provider
     this.chance = new Chance(seed)
     this.habits = habits
     this.edits = 0
@@ -119,7 +131,7 @@ class Client {
     for (const update of kept) Y.applyUpdate(this.doc, update, this)
     this.note(`opens as ${this.doc.clientID}`, Y.encodeStateAsUpdate(this.doc))
     this.editor = new Writer(Y, this.doc, this.chance, CLASSES)
-    this.provider = new WebsocketProvider(this.url, ROOM, this.doc, {
+    this.provider = new this.Provider(this.url, ROOM, this.doc, {
       disableBc: true,
       maxBackoffTime: BACKOFF,
       WebSocketPolyfill: this.socketClass()
@@ -179,7 +191,7 @@ class Client {
 
   edit () {
     const edits = CLASSES.flatMap(name => EDITS[name])
-    const one = () => this.editor[this.chance.pick(edits)]()
+    const one = () => this.editor[this.chance.below(PASTE_EVERY) === 0 ? 'paste' : this.chance.pick(edits)]()
     if (this.chance.of(85)) one()
     else this.doc.transact(() => { one(); one(); one() })
     this.edits++
@@ -274,9 +286,11 @@ const differences = docs => {
     }
   }
   for (const [name, description] of others) {
-    for (const aspect of differing(expected, description)) {
+    const aspects = differing(expected, description)
+    for (const aspect of aspects) {
       found.push(`${aspect} of ${first} and ${name}:\n  ${excerpts(expected[aspect], description[aspect])}`)
     }
+    if (aspects.join() === 'content') found.push('But they have the same structs and deletes: this may be Yjs\'s own doing.')
   }
   return found
 }
@@ -307,9 +321,9 @@ const settled = async seconds => {
 
 const OPS = {
   start: ({ url, seed }) => {
-    HABITS.forEach((habits, i) => {
-      const name = [`client ${i}`, ...habits].join(', ')
-      clients.set(name, new Client(name, url, seed + i, habits))
+    CLIENTS.forEach((options, i) => {
+      const name = `client ${i} (${options.habits.join(', ')})`
+      clients.set(name, new Client(name, url, seed + i, options))
     })
     working = Promise.all([...clients.values()].map(client => client.work(stop.signal)))
   },
@@ -331,7 +345,7 @@ const OPS = {
   settle: async ({ patience }) => settled(patience),
 
   /** Somebody new. */
-  join: ({ url }) => { clients.set('newcomer', new Client('newcomer', url, 0, [])) },
+  join: ({ url }) => { clients.set('newcomer', new Client('newcomer', url, 0, { Provider: Version3, habits: [] })) },
 
   /** Have everyone lose the connection. */
   reconnect: () => clients.forEach(client => client.reconnect()),

@@ -125,11 +125,11 @@ class _Link:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
+    """End one side at once, with a reset rather than in order."""
     sock = writer.get_extra_info("socket")
-    if sock is not None:
-        with contextlib.suppress(OSError):  # it is closed
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
+    if sock.fileno() != -1:  # it is not closed yet, which asyncio can't bear in every case
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
 
 
 class Proxy:
