@@ -50,7 +50,7 @@ LIFE: Final = 8.0
 """How many seconds a server lives, on average, in a long run. In a short one it is killed once."""
 DEAD: Final = 1.0
 """How many seconds at most there is no server."""
-PATIENCE: Final = 20.0
+PATIENCE: Final = 30.0
 """How many seconds it may take at most, when all is well, until all have the same."""
 ROOM: Final = "room"
 CONNECTIONS: Final = 20
