@@ -31,6 +31,8 @@ const FLUSH_AFTER = 300 // milliseconds at most that a client collects what it s
 const HABIT_EVERY = 700 // milliseconds between two times that a client does what only it does, on average
 const BACKOFF = 300 // milliseconds at most before a client comes back
 const LOOK_EVERY = 100
+const LONG = 1000 // bytes
+const TOO_OFTEN = 10
 const PASTE_EVERY = 200 // edits of one client, on average
 const PASTED_LINES = 3000 // at most
 
@@ -319,6 +321,20 @@ const settled = async seconds => {
   return differences(docsOf(clients))
 }
 
+/** Long messages that came again and again over one connection: somebody goes round in circles. */
+const repetitions = ({ name, trace }) => {
+  const found = []
+  let times = new Map()
+  for (const [at, what, bytes] of trace) {
+    if (what === 'connected') times = new Map()
+    if (what !== 'got' || bytes.length < LONG) continue
+    const message = encode(bytes)
+    times.set(message, (times.get(message) ?? 0) + 1)
+    if (times.get(message) === TOO_OFTEN) found.push(`${name} was sent the same ${bytes.length} bytes ${TOO_OFTEN} times by ${at} ms`)
+  }
+  return found
+}
+
 const OPS = {
   start: ({ url, seed }) => {
     CLIENTS.forEach((options, i) => {
@@ -357,7 +373,10 @@ const OPS = {
   },
 
   /** What should not have happened, and how often Yjs had to be told to try again. */
-  report: () => ({ problems, retries: total('retries') }),
+  report: () => ({
+    problems: [...problems, ...[...clients.values()].flatMap(repetitions)],
+    retries: total('retries')
+  }),
 
   save: ({ directory }) => {
     let number = 0
