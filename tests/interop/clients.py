@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import queue
 import re
 import signal
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
@@ -36,16 +35,12 @@ class Process:
     Args:
         command: the program and its arguments.
         cwd: where it runs; None: where the tests do.
-        env: variables besides those that the tests have.
     """
 
-    def __init__(
-        self, *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, *command: str | Path, cwd: Path | None = None) -> None:
         self.popen = subprocess.Popen(
             command,
             cwd=cwd,
-            env=os.environ | (env or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -102,17 +97,9 @@ class Server:
         data: where it keeps its documents.
         options: of the command.
         command: instead of `ycore serve`; takes `--data` and `--port`, and prints where it listens.
-        env: variables besides those that the tests have.
     """
 
-    def __init__(
-        self,
-        data: Path,
-        *options: str,
-        command: Sequence[str | Path] = (),
-        env: Mapping[str, str] | None = None,
-    ) -> None:
-        self._env = env
+    def __init__(self, data: Path, *options: str, command: Sequence[str | Path] = ()) -> None:
         serve = [sys.executable, "-m", "ycore_adapters.cli", "serve", "--host", "127.0.0.1"]
         self._command = [*(command or serve), "--data", str(data), *options]
         self._process: Process | None = None
@@ -126,7 +113,7 @@ class Server:
         return int(self.url.rpartition(":")[2])
 
     def start(self) -> None:
-        self._process = Process(*self._command, "--port", str(self.port), env=self._env)
+        self._process = Process(*self._command, "--port", str(self.port))
         deadline = time.monotonic() + DEADLINE
         while line := self._process.readline(deadline - time.monotonic()):
             self.output.append(line)

@@ -21,7 +21,6 @@ import socket
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
@@ -95,14 +94,16 @@ class Crowd(Clients):
 
 
 def server_of(run: Run, data: Path) -> Server:
-    env: Mapping[str, str] = {}
+    python: list[str | Path] = [sys.executable]
     if run.build == "compiled":
-        env = environment(compiled())
-        env = {**env, "PYTHONPATH": os.pathsep.join((env["PYTHONPATH"], str(HERE)))}
+        variables = environment(compiled())
+        variables["PYTHONPATH"] += os.pathsep + str(HERE)
+        python = ["env", *(f"{name}={value}" for name, value in variables.items()), *python]
     if run.program == "uvicorn":
-        return Server(data, command=(sys.executable, HERE / "flaky_server.py"), env=env)
+        return Server(data, command=[*python, HERE / "flaky_server.py"])
     fsync = Random(run.seed).choice(get_args(Fsync))
-    return Server(data, "--fsync", fsync, env=env)
+    serve = [*python, "-m", "ycore_adapters.cli", "serve", "--host", "127.0.0.1"]
+    return Server(data, "--fsync", fsync, command=serve)
 
 
 async def stored(data: Path) -> list[bytes]:
