@@ -46,6 +46,8 @@ const WORDS = ['a', 'word', ' ', 'two words\n', '漢字', '日本語の文', 'e\
 
 const WHISPER = 'whisper'
 
+globalThis.WebSocket = WebSocket // which y-websocket looks at to resync
+
 process.setMaxListeners(0) // every provider listens for the end of the process
 
 /** What should not have happened. */
@@ -94,7 +96,7 @@ const readSync = message => {
  *   build on what that one does not have yet.
  */
 const CLIENTS = [
-  { Provider: Version3, habits: ['whispers'] },
+  { Provider: Version3, resyncInterval: 500, habits: ['whispers'] },
   { Provider: Version3, habits: ['merges', 'whispers'] },
   { Provider: Version2, habits: ['merges', 'logs', 'reloads'] },
   { Provider: Version1, habits: ['resends', 'reloads'] }
@@ -102,10 +104,11 @@ const CLIENTS = [
 const NOW_AND_THEN = ['resends', 'reloads', 'whispers']
 
 class Client {
-  constructor (name, url, seed, { Provider, habits }) {
+  constructor (name, url, seed, { Provider, resyncInterval = -1, habits }) {
     this.name = name
     this.url = url
     this.Provider = Provider
+    this.resyncInterval = resyncInterval
     this.chance = new Chance(seed)
     this.habits = habits
     this.edits = 0
@@ -136,6 +139,7 @@ class Client {
     this.provider = new this.Provider(this.url, ROOM, this.doc, {
       disableBc: true,
       maxBackoffTime: BACKOFF,
+      resyncInterval: this.resyncInterval,
       WebSocketPolyfill: this.socketClass()
     })
   }
@@ -321,13 +325,13 @@ const settled = async seconds => {
   return differences(docsOf(clients))
 }
 
-/** Long messages that came again and again over one connection: somebody goes round in circles. */
+/** Long updates that came again and again over one connection: somebody goes round in circles. */
 const repetitions = ({ name, trace }) => {
   const found = []
   let times = new Map()
   for (const [at, what, bytes] of trace) {
     if (what === 'connected') times = new Map()
-    if (what !== 'got' || bytes.length < LONG) continue
+    if (what !== 'got' || bytes.length < LONG || readSync(bytes)?.[0] !== UPDATE) continue
     const message = encode(bytes)
     times.set(message, (times.get(message) ?? 0) + 1)
     if (times.get(message) === TOO_OFTEN) found.push(`${name} was sent the same ${bytes.length} bytes ${TOO_OFTEN} times by ${at} ms`)
