@@ -50,11 +50,11 @@ globalThis.WebSocket = WebSocket // which y-websocket looks at to resync
 
 process.setMaxListeners(0) // every provider listens for the end of the process
 
-/** What should not have happened. */
-const problems = []
-process.on('uncaughtException', error => problems.push(`uncaught: ${error.stack}`))
+/** What should not have happened, each once. */
+const problems = new Set()
+process.on('uncaughtException', error => problems.add(`uncaught: ${error.stack}`))
 // y-protocols tells what it can't apply, and y-websocket what is denied, to the console only.
-console.error = console.warn = (...words) => problems.push(words.map(word => word?.stack ?? String(word)).join(' '))
+console.error = console.warn = (...words) => problems.add(words.map(word => word?.stack ?? String(word)).join(' '))
 
 const decode = text => new Uint8Array(Buffer.from(text, 'base64'))
 const encode = bytes => Buffer.from(bytes).toString('base64')
@@ -160,7 +160,7 @@ class Client {
         this.on('open', () => client.note('connected'))
         this.on('close', (code, reason) => {
           client.note(`disconnected ${code} ${reason}`)
-          if (!INNOCENT.includes(code)) problems.push(`${client.name} was refused: ${code} ${reason}`)
+          if (!INNOCENT.includes(code)) problems.add(`${client.name} was refused: ${code} ${reason}`)
         })
         this.on('message', data => { // before the provider has it
           const message = new Uint8Array(data)
