@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 __all__ = [
     "HistoryNotKept",
     "RoomCorrupt",
+    "RoomInUse",
     "RoomNotFound",
     "Store",
     "StoreError",
@@ -40,6 +41,14 @@ class HistoryNotKept(StoreError):
 
 class StoreUnavailable(StoreError):
     """The store can't do it now: disk full, no permission, in use by another process, closed."""
+
+
+class RoomInUse(StoreUnavailable):
+    """The room was loaded or appended to, and not released since. Whoever has it open would go on
+    as if what is to be deleted were still stored."""
+
+    def __init__(self, room: str) -> None:
+        super().__init__(f"the room {room!r} is in use: release it first, or use `Driver.delete`")
 
 
 class StoredUpdate(NamedTuple):
@@ -73,7 +82,8 @@ class Store(ABC):
 
     @abstractmethod
     def load(self, room: str, *, at: float | None = None) -> AsyncGenerator[StoredUpdate, None]:
-        """The updates of a room, oldest first; with `at` (seconds since 1970), those up to then.
+        """The updates of a room, oldest first; with `at` (seconds since 1970), those up to then,
+        which end before the first that is later: a clock may have been set back.
 
         Close it if you stop early (`aclosing`). What can't be read is never skipped unsaid: the
         error comes after all that can be.
@@ -113,6 +123,7 @@ class Store(ABC):
         """Forget a room, and all that was kept of it.
 
         Raises:
+            RoomInUse: it was loaded or appended to, and not released since.
             RoomNotFound, StoreUnavailable: nothing has changed.
         """
 
