@@ -153,7 +153,8 @@ class Store(ABC):
         return None
 
     def outgrown(self, room: str) -> bool:
-        """Whether `compact` would pay for a room now. Asked after each `append`."""
+        """Whether `compact` would pay for a room now. Asked after each `append`; for a while not,
+        after `compact` failed."""
         return False
 
     def problems(self) -> Mapping[str, str]:
