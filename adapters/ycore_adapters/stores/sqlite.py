@@ -481,16 +481,13 @@ class SQLiteStore(OwnedStore):
     def _repair(self, db: sqlite3.Connection, room: str, keep: Callable[[bytes], bool]) -> None:
         key, _ = self._room(db, room)
         now = time_ns() // 1_000_000
+        db.execute("INSERT INTO damaged SELECT *, ? FROM updates WHERE room = ?", (now, key))
         rows = db.execute("SELECT id, data, metadata, crc FROM updates WHERE room = ?", (key,))
         bad = [
             (key, number)
             for number, data, metadata, crc in rows
             if crc != _crc(data, metadata) or not keep(data)
         ]
-        db.executemany(
-            "INSERT INTO damaged SELECT *, ? FROM updates WHERE room = ? AND id = ?",
-            ((now, *row) for row in bad),
-        )
         db.executemany("DELETE FROM updates WHERE room = ? AND id = ?", bad)
 
     # -- syncing
