@@ -16,7 +16,10 @@ from zlib import crc32
 import anyio
 import pytest
 import ycore_adapters.stores.sqlite as sqlite_module
+from test_driver import Client
+from ycore_adapters.driver import Driver
 from ycore_adapters.stores import RoomCorrupt, SQLiteStore, Store, StoredUpdate, StoreUnavailable
+from yupdates import ASK_ALL, NOTHING, edit, insert
 
 pytestmark = pytest.mark.anyio
 
@@ -278,6 +281,40 @@ async def test_a_database_that_is_locked_holds_up_one_call(
         assert len(told) == len(names)
         assert store.problems() == {}
         assert await load(store, names[0]) == [b"1", b"2"]
+
+
+async def test_while_it_is_locked_the_server_is_not_well(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def health(well: bool) -> str | None:
+        with anyio.fail_after(20):
+            while (driver.health() is None) != well:
+                await anyio.lowlevel.checkpoint()
+        return driver.health()
+
+    monkeypatch.setattr(sqlite_module, "_BUSY_SECONDS", 0.01)
+    async with SQLiteStore(path, fsync="never") as store, Driver(store) as driver:
+        clients = [Client(driver, f"room {i}") for i in range(5)]
+        for client in clients:
+            await client.say(ASK_ALL, edit(1, 0))
+            await driver.stored(client.member.room.name)
+        with locked(path):
+            for client in clients:
+                await client.say(edit(1, 1))
+            await health(well=False)
+            late = Client(driver, "another")  # opening is reading
+            await late.say(ASK_ALL)
+            with anyio.fail_after(20):
+                while len(driver.problems()) < len(clients):
+                    await anyio.lowlevel.checkpoint()
+            assert driver.health() == "rooms that can't be stored at the moment: 5"
+            assert set(driver.problems().values()) == {f"{path}: another program has it locked"}
+            assert late.sent[-1] == NOTHING
+        await health(well=True)
+        assert [await load(store, f"room {i}") for i in range(5)] == [
+            [insert(1, 0), insert(1, 1)]
+        ] * 5
+        assert [client.closed for client in clients] == [None] * 5
 
 
 _OWNER = """

@@ -100,7 +100,8 @@ class Store(ABC):
 
         When it returns they are as durable as the store promises, and `load` gives them. Whoever
         was told that they were not stored may try again: an update that is stored twice does no
-        harm.
+        harm. While a driver has a room open, nobody else may append to it: what the driver does not
+        know of, it compacts away (`Driver.document` is how to edit it then).
 
         Raises:
             RoomCorrupt, StoreUnavailable: none of them was stored.
