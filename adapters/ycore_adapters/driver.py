@@ -684,9 +684,8 @@ class Driver:
         give_up_at = self.clock() + self.limits.store_patience
         try:
             while True:
-                self._asked[room] = self.clock()
                 try:
-                    await do()
+                    await self._ask(room, do)
                     break
                 except StoreUnavailable as exc:
                     if self.clock() >= give_up_at:
@@ -694,14 +693,20 @@ class Driver:
                     if room not in self._problems:
                         logger.error("store fails room=%r error=%r", room.name, str(exc))
                     self._problems[room] = str(exc)
-                finally:
-                    del self._asked[room]
                 await anyio.sleep(wait)
                 wait = min(2 * wait, _RETRY_MOST)
             if room in self._problems:
                 logger.warning("store works again room=%r", room.name)
         finally:
             self._problems.pop(room, None)
+
+    async def _ask(self, room: Room, do: Callable[[], Awaitable[None]]) -> None:
+        """Have the store do something, and note since when it has not answered."""
+        self._asked[room] = self.clock()
+        try:
+            await do()
+        finally:
+            del self._asked[room]
 
     async def _load(self, room: Room) -> None:
         damage = None
