@@ -42,7 +42,7 @@ from ._log import HEADER_SIZE, MAX_NAME, Damaged, TornTail, decode_header
 from ._logfile import NEW, SUFFIX, LogFile
 from ._names import file_name, room_name
 from ._owned import Fsync, OwnedStore, translated
-from .interface import RoomNotFound, StoredUpdate, StoreError, StoreUnavailable
+from .interface import RoomInUse, RoomNotFound, StoredUpdate, StoreError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -197,6 +197,8 @@ class FileStore(OwnedStore):
 
     async def delete(self, room: str) -> None:
         log = self._log(room)
+        if log.size:
+            raise RoomInUse(room)
         await self.release(room)
         await to_thread.run_sync(log.delete)
 
