@@ -14,7 +14,7 @@ import click
 from ycore import RemoteProtocolError
 from ycore.doc import Doc
 
-from ..stores import Store
+from ..stores import RoomCorrupt, Store
 from ..stores.tools import Contents, compact, import_update, read, repair
 from ._common import CONTEXT, data_option, keep_history_option, opened, progress, quoted, run
 
@@ -69,7 +69,7 @@ def list_rooms(data: Path, long: bool, as_json: bool) -> None:
     """List the rooms."""
 
     async def command() -> None:
-        async with opened(data) as store:
+        async with opened(data, read_only=True) as store:
             names = await _names(store, ())
             if not (long or as_json):
                 for room in names:
@@ -117,18 +117,29 @@ def verify(data: Path, rooms: tuple[str, ...]) -> None:
     """
 
     async def command() -> None:
-        damaged = 0
-        async with opened(data) as store:
+        damaged = torn = 0
+        async with opened(data, read_only=True) as store:
             names = await _names(store, rooms)
             with progress("Verifying", len(names)) as bar:
                 for room in names:
                     contents = await _read(store, room, bar)
+                    contents.damage += await store.check_history(room)
+                    tail = store.problems().get(room)
                     await store.release(room)
                     bar.done()
                     damaged += bool(contents.damage)
                     for problem in contents.damage:
                         click.echo(f"{quoted(room)}: {problem}")
-        click.echo(f"{len(names) - damaged:,} rooms are well, {damaged:,} damaged")
+                    if tail is not None and not contents.damage:
+                        torn += 1
+                        click.echo(f"{quoted(room)}: {tail}, and not part of the room")
+            nameless = [] if rooms else await store.nameless()
+            for problem in nameless:
+                click.echo(problem)
+        well = len(names) - damaged - torn
+        damaged += len(nameless)
+        ends = f", {torn:,} end in a write cut short" if torn else ""
+        click.echo(f"{well:,} rooms are well, {damaged:,} damaged{ends}")
         if damaged:
             raise click.exceptions.Exit(1)
 
@@ -138,24 +149,38 @@ def verify(data: Path, rooms: tuple[str, ...]) -> None:
 @click.command("repair", context_settings=CONTEXT)
 @data_option
 @click.argument("rooms", nargs=-1, required=True)
-def repair_rooms(data: Path, rooms: tuple[str, ...]) -> None:
+@click.option("--keep-little", is_flag=True, help="Repair it even if most of it can't be read.")
+def repair_rooms(data: Path, rooms: tuple[str, ...], keep_little: bool) -> None:
     """Make damaged ROOMS usable again, with what can be read of them.
 
     What was stored is put aside. Clients that have what is missing bring it back when they connect.
+    A room of which most would be lost is left as it is, and the exit code is 1 then.
     """
 
     async def command() -> None:
+        left = 0
         async with opened(data) as store:
             with progress("Repairing", len(rooms)) as bar:
                 for room in rooms:
                     before = await _read(store, room, bar)
-                    if before.damage:
-                        where = await repair(store, room)
-                        click.echo(f"{quoted(room)}: repaired; as it was, it is in {where}")
-                    else:
+                    if not before.damage:
                         click.echo(f"{quoted(room)}: nothing is damaged, left as it is")
+                    else:
+                        try:
+                            where = await repair(store, room, before, keep_little=keep_little)
+                        except RoomCorrupt as exc:
+                            left += 1
+                            click.echo(str(exc))
+                        else:
+                            click.echo(
+                                f"{quoted(room)}: repaired: {before.kept_updates:,} updates of "
+                                f"{before.kept:,} bytes are kept, {before.lost:,} bytes could not "
+                                f"be read; as it was, it is in {where}"
+                            )
                     await store.release(room)
                     bar.done()
+        if left:
+            raise click.exceptions.Exit(1)
 
     run(command)
 
@@ -201,7 +226,7 @@ def show(data: Path, at: float | None, text: bool, room: str, names: tuple[str, 
     """
 
     async def command() -> None:
-        async with opened(data) as store:
+        async with opened(data, read_only=True) as store:
             with progress("Reading", 1) as bar:
                 contents = await _read(store, room, bar, at)
         view = Doc.view(contents.document)
@@ -246,7 +271,7 @@ def export_room(data: Path, at: float | None, room: str, file: Path) -> None:
         raise click.UsageError("an update is binary: name a file for it")
 
     async def command() -> None:
-        async with opened(data) as store:
+        async with opened(data, read_only=True) as store:
             with progress("Reading", 1) as bar:
                 contents = await _read(store, room, bar, at)
         if contents.damage:

@@ -28,6 +28,11 @@ class Contents:
     """When the last update came, in seconds since 1970."""
     damage: list[str] = field(default_factory=list)
     """What can't be read, in words. The document is what can."""
+    lost: int = 0
+    """How many bytes can't be read, if the store can tell."""
+    kept: int = 0
+    """How many bytes are of updates that are well-formed."""
+    kept_updates: int = 0
 
 
 async def read(
@@ -56,9 +61,14 @@ async def read(
                     contents.document.add(update)
                 except RemoteProtocolError as exc:
                     contents.damage.append(f"update {contents.updates} is malformed: {exc}")
+                    contents.lost += len(update)
+                else:
+                    contents.kept += len(update)
+                    contents.kept_updates += 1
                 progress(contents)
     except RoomCorrupt as exc:
         contents.damage.append(str(exc))
+        contents.lost += exc.lost
     return contents
 
 
@@ -89,12 +99,22 @@ async def compact(
     return contents, size
 
 
-async def repair(store: Store, room: str) -> str:
+async def repair(store: Store, room: str, contents: Contents, *, keep_little: bool = False) -> str:
     """Make a damaged room usable again, of what can be read. Returns where the damaged one is now.
 
+    Args:
+        contents: what `read` made of the room.
+        keep_little: do it even if most of the room is lost by it.
+
     Raises:
+        RoomCorrupt: most would be lost.
         RoomNotFound, StoreUnavailable: nothing has changed.
     """
+    if not keep_little and contents.lost >= contents.kept:
+        raise RoomCorrupt(
+            f"of {room!r} {contents.kept:,} bytes can be read, and {contents.lost:,} can't: it is "
+            "left as it is. If you have no better copy, `ycore repair --keep-little` keeps those"
+        )
     return await store.repair(room, _is_well_formed)
 
 
