@@ -53,14 +53,14 @@ logger = logging.getLogger(__name__)
 
 SUFFIX: Final = ".ylog"
 NEW: Final = ".new"
-_PAST: Final = ".past"
+PAST: Final = ".past"
 _TORN: Final = ".torn"
 _DAMAGED: Final = ".damaged"
 _CHUNK: Final = 1024 * 1024
 """How much is read, or copied, in one go."""
 
 
-def _sync_path(path: Path) -> None:
+def sync_path(path: Path) -> None:
     """Make a file's content durable, or the names in a directory."""
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -351,8 +351,8 @@ class LogFile:
         if self._syncs and not self._read_only:
             # A process that was killed may have written it, and not have got to syncing it.
             with self._noting_failure():
-                _sync_path(self.path)
-                _sync_path(self.path.parent)
+                sync_path(self.path)
+                sync_path(self.path.parent)
 
     def _check_end(self, reading: Reading, size: int) -> None:
         if reading.end != size:
@@ -401,7 +401,7 @@ class LogFile:
         past = self._past()
         problems = []
         if [path.name for path in past] != [f"{i:08}" for i in range(1, len(past) + 1)]:
-            problems.append(f"of {self.path.with_suffix(_PAST)} files are missing")
+            problems.append(f"of {self.path.with_suffix(PAST)} files are missing")
         known = StructStore()
         snapshots: list[tuple[Path, bytes]] = []
         for path in (*past, self.path) if past else ():
@@ -423,7 +423,7 @@ class LogFile:
         return problems
 
     def _past(self) -> list[Path]:
-        directory = self.path.with_suffix(_PAST)
+        directory = self.path.with_suffix(PAST)
         with translated(f"can't list {directory}"):
             try:
                 return [directory / name for name in sorted(os.listdir(directory))]
@@ -587,7 +587,7 @@ class LogFile:
         if not is_done:
             os.fsync(self._fd)
             if self._is_new:
-                _sync_path(self.path.parent)
+                sync_path(self.path.parent)
         self._is_new = False
         self.check()
 
@@ -666,17 +666,17 @@ class LogFile:
         past = self._past()
         if not (past or self._keep_history):
             return
-        directory = self.path.with_suffix(_PAST)
+        directory = self.path.with_suffix(PAST)
         if not past:
             with suppress(FileExistsError):
                 os.mkdir(directory, 0o750)
-            _sync_path(directory.parent)
+            sync_path(directory.parent)
         # An earlier try may have got as far as this, and no further.
         if not past or os.stat(past[-1]).st_ino != os.stat(self.path).st_ino:
             number = int(past[-1].name) + 1 if past else 1
             os.link(self.path, directory / f"{number:08}")
-        _sync_path(self.path)  # nobody will do that any more
-        _sync_path(directory)
+        sync_path(self.path)  # nobody will do that any more
+        sync_path(directory)
 
     def heal(self) -> None:
         """Write the whole log anew: after a sync failed, or somebody did something to the file."""
@@ -723,9 +723,9 @@ class LogFile:
                     beside.write(data)
                 beside.sync()
                 os.link(self.path, aside)
-                _sync_path(aside.parent)
+                sync_path(aside.parent)
                 os.replace(beside.path, self.path)
-                _sync_path(self.path.parent)
+                sync_path(self.path.parent)
             _close(beside.taken())
         finally:
             beside.discard()
@@ -747,13 +747,13 @@ class LogFile:
         with translated(f"can't delete {self.path}"):
             if not self.path.exists():
                 raise RoomNotFound(f"there is no {self.path}")
-            for suffix in (_PAST, _DAMAGED):
+            for suffix in (PAST, _DAMAGED):
                 if (directory := self.path.with_suffix(suffix)).exists():
                     shutil.rmtree(directory)
             for suffix in (_TORN, SUFFIX):  # the log last: until it goes, the room is there
                 with suppress(FileNotFoundError):
                     os.unlink(self.path.with_suffix(suffix))
-            _sync_path(self.path.parent)
+            sync_path(self.path.parent)
 
 
 def _stored(record: Record) -> StoredUpdate:
