@@ -136,8 +136,7 @@ class OwnedStore(Store):
             try:
                 if not self._holds_lock():
                     await self._take_lock_again()
-                if self.fsync == "everysec":
-                    await self._sync_all()
+                await self._sync_all()
             except StoreInUse:
                 return
             except Exception:  # a bug, or no thread to be had: everything else goes on
@@ -176,7 +175,8 @@ class OwnedStore(Store):
 
     @abstractmethod
     async def _sync_all(self) -> None:
-        """Make durable what is not yet; what fails is logged, and tried again next time."""
+        """Under `everysec`, make durable what is not yet; what fails is logged, and tried again
+        next time. Called every second in any case."""
 
     @abstractmethod
     async def _close(self) -> None:

@@ -78,15 +78,17 @@ def _take(
     return taken, None
 
 
-def _sync_each(logs: list[LogFile], whole: int | None = None) -> list[tuple[LogFile, Exception]]:
+def _sync_each(
+    logs: list[LogFile], whole: int | None, *, is_done: bool
+) -> list[tuple[LogFile, Exception]]:
     """Sync them one after the other, and return what failed.
 
     Args:
         whole: a file descriptor to sync all by at once, with what else is on that file system. If
             that fails, each sync tells whether it was this file.
+        is_done: only see that they are still there.
     """
     errors: list[tuple[LogFile, Exception]] = []
-    is_done = False
     for log in logs:
         log.begin_sync()
     if whole is not None:
@@ -272,6 +274,7 @@ class FileStore(OwnedStore):
     async def release(self, room: str) -> None:
         log = self._logs.get(room)
         if log is not None:
+            self.check_owned()
             async with log.in_use, log.writing:
                 if self.fsync != "never" or log.failure is not None:
                     await to_thread.run_sync(log.sync)
@@ -328,15 +331,17 @@ class FileStore(OwnedStore):
         await self._sync_all()
 
     async def _sync_all(self) -> None:
+        if self._not_owned is not None:
+            return
         limiter = anyio.CapacityLimiter(_SYNCS_AT_ONCE)
         dirty = []
         async with anyio.create_task_group() as tasks:
             for log in self._logs.values():
                 if log.failure is not None:
                     tasks.start_soon(self._sync, log, limiter)
-                elif log.dirty_since is not None and self.fsync != "never":
+                elif log.dirty_since is not None:
                     dirty.append(log)
-            if self._whole is not None and len(dirty) > _MANY:
+            if self._whole is not None and len(dirty) > _MANY and self.fsync != "never":
                 device = os.fstat(self._whole).st_dev
                 together = [log for log in dirty if log.device == device]
                 dirty = [log for log in dirty if log.device != device]
@@ -358,7 +363,8 @@ class FileStore(OwnedStore):
             except anyio.WouldBlock:
                 busy.append(log)
         try:
-            errors = await to_thread.run_sync(_sync_each, idle, whole, limiter=limiter)
+            sync = partial(_sync_each, idle, whole, is_done=self.fsync == "never")
+            errors = await to_thread.run_sync(sync, limiter=limiter)
         finally:
             for log in idle:
                 log.in_use.release()
@@ -373,7 +379,8 @@ class FileStore(OwnedStore):
             async with log.in_use, AsyncExitStack() as stack:
                 if had_failed := log.failure is not None:  # what it does then is no mere sync
                     await stack.enter_async_context(log.writing)
-                await to_thread.run_sync(log.sync, limiter=limiter)
+                if had_failed or self.fsync != "never":
+                    await to_thread.run_sync(log.sync, limiter=limiter)
         except Exception as exc:  # whatever it is, other rooms go on
             if not had_failed:
                 logger.error("sync failed room=%r error=%r", log.room, str(exc))
