@@ -23,10 +23,17 @@ from ycore_adapters.stores import (
     StoredUpdate,
     StoreUnavailable,
 )
+from ycore_adapters.stores import _owned as owned
 
 pytestmark = pytest.mark.anyio
 
 Harm: TypeAlias = Callable[[Path], None]
+
+
+@pytest.fixture(autouse=True)
+def no_second_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a test says so."""
+    monkeypatch.setattr(owned, "_SYNC_EVERY", 1e6)
 
 
 async def append(store: Store, *updates: bytes) -> None:

@@ -588,7 +588,7 @@ class LogFile:
             os.fsync(self._fd)
             if self._is_new:
                 sync_path(self.path.parent)
-                self._is_new = False
+        self._is_new = False
         self.check()
 
     def close(self) -> None:
