@@ -214,6 +214,22 @@ def test_of_a_header_every_byte_can_be_spared(name: str, snapshot: bool) -> None
             assert recover(data, name) == (SALT, len(header)), at
 
 
+@pytest.mark.parametrize("name", ["r", NAME, "x" * 3000])
+def test_a_header_that_is_cut_off_is_torn_and_one_that_is_damaged_is_not(name: str) -> None:
+    """Even if nothing can be found behind it: if one knows the name, one knows what a beginning of
+    the header looks like."""
+    header = encode_header(name, SALT)
+    for size in (*range(19), len(header) - 5, len(header) - 1):
+        with pytest.raises(TornTail):
+            decode_header(header[:size], name)
+    log = bytearray(header + encode_record(b"first", time=1, salt=SALT))
+    log[10] ^= 1  # the salt, so that no record is found
+    for at in range(14, 18):
+        broken = bytes(log[:at]) + b"\xff" + bytes(log[at + 1 :])
+        with pytest.raises(Damaged):
+            decode_header(broken, name)
+
+
 @pytest.mark.parametrize("spared", ["salt", "header's checksum", "first record"])
 def test_of_the_places_that_tell_the_salt_one_is_enough(spared: str) -> None:
     data = bytearray(LOG)

@@ -115,30 +115,37 @@ def encode_record(
     return b"".join((head, _INT.pack(crc32(head, salt)), payload))
 
 
-def decode_header(data: Buffer) -> tuple[str, int, int]:
+def decode_header(data: Buffer, name: str | None = None) -> tuple[str, int, int]:
     """Return the room's name, the salt, and where the records begin.
+
+    Args:
+        name: what it should be, if that is known: then what is cut off can be told from what is
+            damaged.
 
     Raises:
         TornTail: the file ends before its header does.
         Damaged: it is something else, or of another version.
     """
     size = len(data)
-    if size < _HEADER.size:
-        if not (MAGIC.startswith(data[: len(MAGIC)]) or _is_blank(data)):
-            raise Damaged(0, "no ycore log")
-        raise TornTail(0, "incomplete header")
     if _is_blank(data):
         raise TornTail(0, "blank header")
-    magic, version, salt, length = _HEADER.unpack(data[: _HEADER.size])
-    if magic != MAGIC:
+    magic, version, salt, length = _HEADER.unpack(data[: _HEADER.size].ljust(_HEADER.size, b"\0"))
+    if magic != MAGIC and not MAGIC.startswith(data[: len(MAGIC)]):
         raise Damaged(0, "no ycore log")
     end = _HEADER.size + length
+    if size < _HEADER.size or size < end + _INT.size:
+        if name is not None:
+            expected = encode_header(name, salt)
+            is_whole_so_far = size < len(expected) and data[:size] == expected[:size]
+        else:
+            is_whole_so_far = (
+                length <= _MAX_NAME_BYTES and next_record(data, _HEADER.size, salt) is None
+            )
+        if is_whole_so_far:
+            raise TornTail(0, "incomplete header")
+        raise Damaged(0, "broken header")
     if length > _MAX_NAME_BYTES:
         raise Damaged(0, "broken header")
-    if size < end + _INT.size:
-        if next_record(data, _HEADER.size, salt) is not None:  # the length is what is broken
-            raise Damaged(0, "broken header")
-        raise TornTail(0, "incomplete header")
     if crc32(data[:end]) != _INT.unpack(data[end : end + _INT.size])[0]:
         raise Damaged(0, "broken header")
     if version != VERSION:

@@ -147,7 +147,7 @@ class Reading:
     def _records(self, data: _Bytes) -> Iterator[Record]:
         pos: int | None
         try:
-            name, self.salt, pos = decode_header(data)
+            name, self.salt, pos = decode_header(data, self._room)
             if name != self._room:
                 self._note(f"it is the log of the room {name!r}", len(data))
                 return
