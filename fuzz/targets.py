@@ -457,7 +457,7 @@ def fuzz_log(data: bytes) -> None:
     log = bytearray(encode_header("room", 7))
     header = len(log)
     ends = []
-    is_compacted = bool(data) and data[0] % 2 == 1
+    is_compacted = len(data) % 2 == 1
     for i, update in enumerate(updates):
         metadata = update[:3] if i % 3 == 1 else b""
         snapshot = is_compacted and i == 0
