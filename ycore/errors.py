@@ -34,6 +34,8 @@ class CloseCode(IntEnum):
     reconnect."""
     FORBIDDEN = 4403
     """Whoever it is may not come in."""
+    DELETED = 4410
+    """The document was deleted. Who came back would bring it back, whole."""
     DOCUMENT_FULL = 4413
     """The document takes more memory than it may. The same edits would be refused again."""
 

@@ -95,6 +95,10 @@ _RETRY_MOST: Final = 2.0
 _UNSYNCED_LATE: Final = 10.0
 """How old in seconds an edit may get that is not synced, before that is a problem: it should be a
 second or so."""
+_SLOW: Final = 5.0
+"""After how many seconds without an answer a store is said to fail."""
+_COMPACT_AGAIN: Final = 60.0
+"""Seconds until a compaction that failed is tried again: the disk may have been full."""
 _DAMAGED: Final = "this document is damaged on the server's disk, and can only be read"
 
 T = TypeVar("T")
@@ -188,6 +192,17 @@ class _Work:
             self._progress = None
 
 
+class _Deletion:
+    """What becomes of a room that is being deleted."""
+
+    __slots__ = ("ended", "error")
+
+    def __init__(self) -> None:
+        self.ended = anyio.Event()
+        self.error: Exception | None = LocalProtocolError("the driver has ended")
+        """Why it was not deleted; None if it was."""
+
+
 def _size(effects: Sequence[_Todo]) -> int:
     size = 0
     for effect in effects:
@@ -243,8 +258,14 @@ class Driver:
         self._work: dict[Room, _Work] = {}
         self._problems: dict[Room, str] = {}
         """What the store said last, for rooms that wait for it."""
+        self._asked: dict[Room, float] = {}
+        """Rooms that wait for the store, and since when for its next answer."""
         self._compacting: dict[Room, anyio.Event] = {}
         """Rooms that are being compacted, with what is set at the end of that."""
+        self._compact_at: dict[Room, float] = {}
+        """Rooms whose compaction failed, and when it is to be tried again."""
+        self._deleting: dict[str, _Deletion] = {}
+        """Rooms that are being deleted."""
         self._draining = False
         self._fresh: list[tuple[Room, _Work]] = []
         """Rooms that have got something to do in this turn."""
@@ -280,7 +301,10 @@ class Driver:
             self._is_over = True
             for work in self._work.values():  # nobody does it any more, nor shall wait for it
                 work.progressed()
+            for deletion in self._deleting.values():
+                deletion.ended.set()
             self._work.clear()
+            self._deleting.clear()
             self._fresh.clear()
 
     # -- for transports
@@ -339,7 +363,13 @@ class Driver:
         """
         if self._draining:
             raise LocalProtocolError("the driver drains: nobody can join any more")
-        member, effects = self.hub.join(room, now=self.clock(), read_only=read_only)
+        now = self.clock()
+        if room in self._deleting:
+            nowhere = Room(room, settings=self.hub.settings)
+            reason = "the document is being deleted, try again later"
+            member, effects = nowhere.refuse(CloseCode.TRY_AGAIN_LATER, reason, now=now)
+        else:
+            member, effects = self.hub.join(room, now=now, read_only=read_only)
         member.link = connection
         self._carry_out(member.room, effects)
         return member
@@ -445,6 +475,61 @@ class Driver:
             while work.taken < until and self._work.get(open_room) is work:
                 await work.progress()
 
+    async def delete(self, room: str) -> None:
+        """Delete a room for good: store what it has taken in, send everyone in it away (4410), and
+        have the store forget it and all its history. Who wants to join meanwhile is sent away
+        (1013); who joins after it finds a new document. Cancelling this only ends the waiting.
+
+        Whoever has the document brings it back with their next connection: with 4410 our clients,
+        and y-websocket from 3.1 on, make none by themselves, but older ones do, and so does a page
+        opened anew that has a copy (y-indexeddb). If it has to stay deleted, note that before, and
+        refuse them in `Hooks.authorize`.
+
+        Raises:
+            RoomNotFound: the store has nothing of it.
+            StoreUnavailable: it was not deleted. Try again.
+            LocalProtocolError: `drain` was called.
+        """
+        while (earlier := self._deleting.get(room)) is not None:
+            await earlier.ended.wait()
+        if self._draining or self._is_over:
+            raise LocalProtocolError("the driver drains: nothing can be deleted any more")
+        deletion = self._deleting[room] = _Deletion()
+        self._tasks.start_soon(self._delete, room, deletion)
+        await deletion.ended.wait()
+        if deletion.error is not None:
+            raise deletion.error
+
+    async def _delete(self, name: str, deletion: _Deletion) -> None:
+        try:
+            if (room := self.hub.rooms.get(name)) is not None:
+                reason, now = "the document was deleted", self.clock()
+                self._carry_out(room, self.hub.close(room, CloseCode.DELETED, reason, now=now))
+            await self._at_rest(name)
+            await self._store.release(name)
+            await self._store.delete(name)
+            deletion.error = None
+        except Exception as exc:
+            deletion.error = exc
+        finally:
+            del self._deleting[name]
+            deletion.ended.set()
+
+    async def _at_rest(self, name: str) -> None:
+        """Wait until nothing more is done in rooms of that name, all of which are closed."""
+        while True:
+            for room, work in self._work.items():
+                if room.name == name:
+                    await work.progress()
+                    break
+            else:
+                for room, compacted in self._compacting.items():
+                    if room.name == name:
+                        await compacted.wait()
+                        break
+                else:
+                    return
+
     def dismiss(self, member: Member, code: int, reason: str) -> None:
         """Send a member away: it may no longer be here, say. Does nothing if it has left."""
         now = self.clock()
@@ -465,6 +550,9 @@ class Driver:
     def problems(self) -> dict[str, str]:
         """What is wrong with the storing of rooms at the moment, by name: for operators."""
         problems = dict(self._store.problems())
+        for room, since in self._asked.items():
+            if (seconds := self.clock() - since) >= _SLOW:
+                problems[room.name] = f"the store has not answered for {seconds:.0f} s"
         problems.update((room.name, problem) for room, problem in self._problems.items())
         return problems
 
@@ -580,7 +668,15 @@ class Driver:
     def _stored(self, room: Room, work: _Work, count: int, updates: list[StoredUpdate]) -> None:
         """So many effects can be carried out, now that their updates are stored."""
         self._do(work.take(count))
-        if updates and self._store.outgrown(room.name) and room not in self._compacting:
+        if updates:
+            self._compact_if_outgrown(room)
+
+    def _compact_if_outgrown(self, room: Room) -> None:
+        if (
+            self._store.outgrown(room.name)
+            and room not in self._compacting
+            and room not in self._compact_at
+        ):
             self._compacting[room] = anyio.Event()
             self._tasks.start_soon(self._compact, room)
 
@@ -600,7 +696,7 @@ class Driver:
         try:
             while True:
                 try:
-                    await do()
+                    await self._ask(room, do)
                     break
                 except StoreUnavailable as exc:
                     if self.clock() >= give_up_at:
@@ -614,6 +710,14 @@ class Driver:
                 logger.warning("store works again room=%r", room.name)
         finally:
             self._problems.pop(room, None)
+
+    async def _ask(self, room: Room, do: Callable[[], Awaitable[None]]) -> None:
+        """Have the store do something, and note since when it has not answered."""
+        self._asked[room] = self.clock()
+        try:
+            await do()
+        finally:
+            del self._asked[room]
 
     async def _load(self, room: Room) -> None:
         damage = None
@@ -685,6 +789,7 @@ class Driver:
             return  # somebody came back
         while room in self._compacting:
             await self._compacting[room].wait()
+        self._compact_at.pop(room, None)
         await self._patiently(room, lambda: self._store.release(room.name))
         self.hub.unloaded(room, effect.generation, now=self.clock())
 
@@ -696,14 +801,18 @@ class Driver:
             update = await self.in_slices(room.store.snapshot_steps())
             return StoredUpdate(update, self._wall_clock())
 
+        is_done = False
         try:
             await self._store.compact(room.name, snapshot)
+            is_done = True
         except StoreError as exc:
             logger.warning("compaction failed room=%r error=%r", room.name, str(exc))
         except Exception:
             logger.exception("compaction failed room=%r", room.name)
         finally:
             self._compacting.pop(room).set()
+        if not is_done and self.hub.rooms.get(room.name) is room:
+            self._compact_at[room] = self.clock() + _COMPACT_AGAIN
 
     async def in_slices(self, steps: Steps[T]) -> T:
         """Do something long, and let others have their turns (`my_turn`)."""
@@ -867,8 +976,12 @@ class Driver:
         self._worked_off = {
             room: then for room, then in self._worked_off.items() if now <= then + _PATIENCE
         }
-        for room, effects in self.hub.handle_timeout(now=self.clock()):
+        for room, effects in self.hub.handle_timeout(now=now):
             self._carry_out(room, effects)
+        for room in [room for room, again in self._compact_at.items() if now >= again]:
+            del self._compact_at[room]
+            if self.hub.rooms.get(room.name) is room:
+                self._compact_if_outgrown(room)
 
     async def _tick(self) -> None:
         while True:

@@ -84,7 +84,10 @@ class ScriptedStore(Store):
         self.rooms_kept[room][:count] = [made]
 
     async def delete(self, room: str) -> None:
-        raise NotImplementedError
+        await self._call("delete", room)
+        if room not in self.rooms_kept:
+            raise RoomNotFound(room)
+        del self.rooms_kept[room]
 
     async def rooms(self) -> AsyncIterator[str]:
         for room in self.rooms_kept:

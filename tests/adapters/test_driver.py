@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
+import os
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,6 +25,8 @@ from ycore_adapters.stores import (
     FileStore,
     MemoryStore,
     RoomCorrupt,
+    SQLiteStore,
+    Store,
     StoredUpdate,
     StoreUnavailable,
 )
@@ -179,6 +184,25 @@ async def test_an_update_is_shown_to_others_when_it_is_stored() -> None:
         assert b.sent == [edit(1, 0)]
         assert a.sent == []
         assert store.rooms_kept == {"r": [insert(1, 0)]}
+
+
+async def test_a_store_that_does_not_answer_is_said_to_fail(clock: Clock) -> None:
+    store = ScriptedStore()
+    async with Driver(store, clock=clock) as driver:
+        a = Client(driver)
+        await a.sync()
+        store.hold("append")
+        await a.say(edit(1, 0))
+        await store.called("append")
+        assert driver.health() is None
+        await clock.advance(4)
+        assert driver.health() is None
+        await clock.advance(3)
+        assert driver.problems() == {"r": "the store has not answered for 7 s"}
+        assert driver.health() == "rooms that can't be stored at the moment: 1"
+        store.let_go("append")
+        await settle()
+        assert driver.health() is None
 
 
 async def test_nor_is_it_shown_to_who_joins_or_asks_before_it_is_stored() -> None:
@@ -560,6 +584,86 @@ async def test_a_compaction_that_fails_costs_nothing(
         assert b.sent == [edit(1, 0), edit(1, 1)]
         assert store.rooms_kept["r"] == [insert(1, 0), insert(1, 1)]
         assert "compaction failed" in caplog.text
+
+
+async def test_a_compaction_that_failed_is_tried_again_after_a_while(clock: Clock) -> None:
+    """With nobody typing, too: a disk that was full may have room again."""
+    store = ScriptedStore()
+    async with Driver(store, settings=Settings(idle_timeout=1000), clock=clock) as driver:
+        a = Client(driver)
+        await a.sync()
+        store.has_outgrown = True
+        store.fails["compact"] = StoreUnavailable("the disk is full")
+        for attempt in range(1, 3):
+            for i in range(3):  # what is typed meanwhile has it tried no sooner
+                await a.say(edit(1, 3 * (attempt - 1) + i))
+                await settle()
+                await clock.advance(10)
+            assert store.calls.count(("compact", "r")) == attempt
+            await clock.advance(31)
+        store.fails.clear()
+        assert store.snapshots == []
+        await clock.advance(61)
+        assert store.snapshots == [merged(*(insert(1, i) for i in range(6)))]
+        await a.say(edit(1, 6))
+        await settle()
+        assert len(store.snapshots) == 2
+
+
+@pytest.mark.parametrize("kind", ["files", "sqlite"])
+async def test_a_disk_that_was_full_when_a_room_was_compacted_is_tried_again(
+    clock: Clock, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Store
+    if kind == "files":
+        store = FileStore(tmp_path, fsync="never", compact_from=1)
+    else:
+        store = SQLiteStore(tmp_path / "rooms.db", fsync="never", compact_from=1)
+    compact = store.compact
+
+    async def full(room: str, snapshot: Callable[[], Awaitable[StoredUpdate]]) -> None:
+        def write(*args: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as faults:
+            if isinstance(store, SQLiteStore):
+                assert store._db is not None
+                store._db.execute("PRAGMA max_page_count = 1")  # it takes what there is
+            else:
+                faults.setattr(os, "pwrite", write)
+            try:
+                await compact(room, snapshot)
+            finally:
+                if isinstance(store, SQLiteStore):
+                    assert store._db is not None
+                    store._db.execute("PRAGMA max_page_count = 1000000")
+                ended.set()
+
+    async def wait(event: anyio.Event) -> None:
+        with anyio.fail_after(10):
+            await event.wait()
+        await settle()
+
+    async with store, Driver(store, settings=Settings(idle_timeout=1000), clock=clock) as driver:
+        a = Client(driver)
+        await a.say(ASK_ALL)
+        monkeypatch.setattr(store, "compact", full)
+        ended = anyio.Event()
+        await a.say(edit(1, 0, b"x" * 10_000))
+        await wait(ended)
+        async with aclosing(store.load("r")) as updates:
+            assert [stored.update async for stored in updates] == [insert(1, 0, b"x" * 10_000)]
+        assert store.outgrown("r")
+        ended = anyio.Event()
+
+        async def noting(room: str, snapshot: Callable[[], Awaitable[StoredUpdate]]) -> None:
+            await compact(room, snapshot)
+            ended.set()
+
+        monkeypatch.setattr(store, "compact", noting)
+        await clock.advance(61)
+        await wait(ended)
+        assert not store.outgrown("r")
 
 
 async def test_a_room_that_was_closed_meanwhile_is_not_compacted() -> None:

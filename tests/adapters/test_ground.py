@@ -18,6 +18,7 @@ from ycore_adapters.stores import (
     FileStore,
     Fsync,
     RoomCorrupt,
+    RoomInUse,
     RoomNotFound,
     Store,
     StoredUpdate,
@@ -180,6 +181,16 @@ async def test_a_log_that_was_read_and_is_another_now_is_not_added_to(
         await store.release("r")  # as the driver does then, to begin anew with what there is
         with suppress(RoomNotFound, RoomCorrupt):
             await load(store)
+
+
+async def test_a_room_is_in_use_while_its_first_edit_is_stored(data: Path) -> None:
+    """A thread makes its file, and somebody is told that the edit is stored."""
+    async with FileStore(data) as store:
+        with pytest.raises(RoomNotFound):
+            await load(store)
+        async with store._log("r").writing:
+            with pytest.raises(RoomInUse):
+                await store.delete("r")
 
 
 async def test_a_compaction_puts_nothing_in_the_place_of_another_file(data: Path) -> None:

@@ -65,6 +65,24 @@ class KeepsWhatWasDeleted(MemoryStore):
         self._room(room)
 
 
+class DeletesWhatIsInUse(MemoryStore):
+    async def delete(self, room: str) -> None:
+        await self.release(room)
+        await super().delete(room)
+
+
+class TakesEachTimeByItself(MemoryStore):
+    async def load(
+        self, room: str, *, at: float | None = None
+    ) -> AsyncGenerator[StoredUpdate, None]:
+        if at is None or at >= 900:
+            async for update in super().load(room, at=at):
+                yield update
+            return
+        for update in [update for update in self._room(room).updates if update.time <= at]:
+            yield update
+
+
 class ListsNothing(MemoryStore):
     async def rooms(self) -> AsyncIterator[str]:
         for room in ():
@@ -102,6 +120,8 @@ BROKEN: list[type[Store]] = [
     MixesUpCase,
     MakesUpThePast,
     KeepsWhatWasDeleted,
+    DeletesWhatIsInUse,
+    TakesEachTimeByItself,
     ListsNothing,
     StoresTheFirstOnly,
     SaysThatItDidWhatItDidNot,

@@ -100,6 +100,39 @@ def test_what_squashing_has_lost_is_in_the_checkpoint() -> None:
     assert shown(s.update for s in contents(open_source(path))["one"]) == shown([A, B, C])
 
 
+@pytest.mark.parametrize("name", ["data", "rooms.db"])
+def test_what_a_notebook_lacks_is_told_and_can_be_given_up(name: str, tmp_path: Path) -> None:
+    """Of many real `.jupyter_ystore.db` rows are lost; then pycrdt shows what is left."""
+    source, data = STORES / "pycrdt-store-0.1.5" / ".jupyter_ystore.db", tmp_path / name
+
+    def run(command: str, *args: str | Path) -> Result:
+        return CliRunner().invoke(main, [command, "--data", str(data), *map(str, args)])
+
+    def told(result: Result) -> set[str]:
+        """Of which rooms something is told."""
+        assert result.exit_code == 3
+        lines = [line for line in result.output.splitlines() if "held back" in line]
+        return {line.split(":")[0].split()[-1] for line in lines if "HOLES" not in line} | {
+            line.split("  HOLES")[0].split()[-1] for line in lines if "HOLES" in line
+        }
+
+    lacking = {"path", "cell", "flag", "typed"}
+    migrated = run("migrate", source)
+    assert told(migrated) == told(run("verify")) == told(run("rooms", "-l")) == lacking
+    assert migrated.output.endswith("5 rooms, 121 updates brought over, 4 rooms with holes\n")
+    assert (
+        "path: 353 clocks of edits are held back (328 of client 1111, 25 of client 2222), since "
+        "what they build on is missing: clock 0 of client 1111"
+    ) in migrated.output
+    assert json.loads(run("show", "path").stdout) == {}  # no cell of 13
+    assert run("repair", "--fill-holes", *lacking).exit_code == 0
+    assert run("verify").exit_code == 0
+    for room, shown in json.loads(source.with_name("shown.json").read_text()).items():
+        ours = json.loads(run("show", room).stdout)
+        assert ours == {kind: value for kind, value in shown.items() if value}
+        assert len(ours["cells"]) == (2 if room == "cell" else 13)
+
+
 def test_a_file_is_a_room(tmp_path: Path) -> None:
     file = STORES / "ypy-websocket-0.12.4" / "files" / "one"
     assert documents(open_source(file)) == {"one": merge_updates([A, B, C])}

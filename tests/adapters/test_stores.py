@@ -116,6 +116,13 @@ async def test_a_directory_has_one_owner(directory: Path, fsync: Fsync) -> None:
         assert await load(store, "r") == [b"1"]
 
 
+async def test_nor_has_it_another_by_a_link(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(directory)
+    async with FileStore(directory):
+        with pytest.raises(StoreUnavailable, match="in use by another process"):
+            await FileStore(tmp_path / "link").__aenter__()
+
+
 _OWNER = """
 import anyio, sys
 from ycore_adapters.stores import FileStore, StoredUpdate

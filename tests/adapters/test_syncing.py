@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import anyio
 import pytest
+from anyio import to_thread
 from ycore_adapters._paths import plain_answer
 from ycore_adapters.driver import Driver
 from ycore_adapters.stores import FileStore, MemoryStore, StoredUpdate
@@ -35,6 +36,7 @@ class Disk:
         """Inodes, one by one."""
         self.broken: set[int] = set()
         """Inodes of files that can't be synced: nor can all at once, then."""
+        self.begun = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
         self._fsync = os.fsync
@@ -51,6 +53,7 @@ class Disk:
         self._fsync(fd)
 
     def syncfs(self, fd: int) -> None:
+        self.begun.set()
         assert self.go_on.wait(10)
         self.whole += 1
         if self.broken:
@@ -138,7 +141,7 @@ async def test_who_lets_go_of_a_room_waits_for_the_sync_of_all(
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(store._sync_all)
-        await anyio.wait_all_tasks_blocked()
+        assert await to_thread.run_sync(disk.begun.wait, 10)
         tasks.start_soon(release)
         await anyio.wait_all_tasks_blocked()
         assert not released
@@ -178,7 +181,7 @@ async def test_it_is_the_age_while_the_sync_is_under_way_too(
     disk.go_on.clear()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(store._sync_all)
-        await anyio.wait_all_tasks_blocked()
+        assert await to_thread.run_sync(disk.begun.wait, 10)
         now = 1030.0
         assert store.append_now("r1", [StoredUpdate(b"2", 1)])
         assert store.unsynced() == 30

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -52,8 +54,6 @@ def fill(data: Path, keep_history: bool = False, **rooms: list[bytes]) -> None:
 def damage(data: Path, room: str) -> None:
     """Break the first update of a room."""
     if data.suffix:
-        import sqlite3  # noqa: PLC0415
-
         with sqlite3.connect(data) as db:
             db.execute("UPDATE updates SET crc = 0 WHERE id = 2 AND room = 1")
         db.close()
@@ -86,6 +86,8 @@ def test_rooms_are_listed(data: Path) -> None:
         "authors": 1,
         "last_update": 1002.0,
         "damage": [],
+        "held_back": {},
+        "missing": {},
     }
 
 
@@ -162,8 +164,9 @@ def test_a_room_is_shown(data: Path) -> None:
 def test_what_of_a_room_is_not_shown_is_told(data: Path) -> None:
     fill(data, r=[ABC[0], ABC[2]], damaged=ABC)
     held_back = ycore(data, "show", "--text", "r")
+    assert held_back.exit_code == 3
     assert held_back.stdout == "a\n"
-    assert "1 edits wait for others" in held_back.stderr
+    assert "1 clocks of edits are held back" in held_back.stderr
     if not data.suffix:
         damage(data, "damaged")
         result = ycore(data, "show", "damaged")
@@ -216,10 +219,123 @@ def test_damage_is_found_and_repaired(data: Path) -> None:
     told = "8 bytes could not be read; as it was, it is in"
     assert f"s: repaired: 2 updates of {one + two} bytes are kept, {told}" in result.output
     assert "nothing is damaged" in ycore(data, "repair", "r").output
-    assert ycore(data, "verify").output == "2 rooms are well, 0 damaged\n"
+    result = ycore(data, "verify")  # what was typed behind the damage waits for it
+    assert result.exit_code == 3
+    assert result.output.startswith("r: 2 clocks of edits are held back (2 of client 1), since ")
+    assert result.output.endswith("1 rooms are well, 0 damaged, 1 with holes\n")
     assert ycore(data, "verify", "s").output == "1 rooms are well, 0 damaged\n"
     assert exported(data, "r") == merge_updates(ABC[1:])
     assert exported(data, "s") == merge_updates(ABC[:2])
+
+
+WITH_HOLE = (
+    "2 clocks of edits are held back (1 of client 1, 1 of client 2), since what they build on is "
+    "missing: clock 1 of client 1, clocks 0 to 5 of client 3"
+)
+
+
+def test_holes_are_told_and_filled(data: Path) -> None:
+    other = update({(2, 0): [item(text("!"), origin=(3, 5))]})
+    broken = [ABC[0], ABC[2], other]
+    fill(data, keep_history=True, holes=broken, both=[*broken, b"nonsense"], well=ABC)
+
+    result = ycore(data, "verify", "well", "holes")
+    assert result.exit_code == 3
+    assert f"holes: {WITH_HOLE}. `ycore repair --fill-holes`" in result.output
+    assert result.output.endswith("1 rooms are well, 0 damaged, 1 with holes\n")
+    result = ycore(data, "verify")
+    assert result.exit_code == 1
+    assert f"both: {WITH_HOLE}" in result.output
+    assert result.output.endswith("1 rooms are well, 1 damaged, 1 with holes\n")
+    result = ycore(data, "rooms", "--long")
+    assert result.exit_code == 3
+    assert result.output.count(f"HOLES: {WITH_HOLE}") == 2
+    result = ycore(data, "rooms", "--json")
+    assert result.exit_code == 3
+    told = {line["room"]: line for line in map(json.loads, result.output.splitlines())}
+    assert told["holes"]["held_back"] == {"1": 1, "2": 1}
+    assert told["holes"]["missing"] == {"1": [[1, 2]], "3": [[0, 6]]}
+    assert told["well"]["held_back"] == told["well"]["missing"] == {}
+
+    result = ycore(data, "repair", "holes", "both", "well")
+    assert result.exit_code == 0
+    assert "holes: nothing is damaged, left as it is" in result.output
+    assert result.output.count(WITH_HOLE) == 2
+    before = exported(data, "holes")
+    assert before == exported(data, "both") == merge_updates(broken)
+
+    result = ycore(data, "repair", "--fill-holes", "holes", "both", "well")
+    assert result.exit_code == 0
+    assert result.output.count(f"{WITH_HOLE}. Filled; as it was, it is in ") == 2
+    assert "well: nothing is damaged" in result.output
+    assert ycore(data, "verify").exit_code == 0
+    assert ycore(data, "rooms", "--long").exit_code == 0
+    assert json.loads(ycore(data, "show", "both").stdout) == {"t": "a"}
+    again = ycore(data, "repair", "--fill-holes", "holes")
+    assert again.output == "holes: nothing is damaged, left as it is\n"
+    # What was missing can't come any more; but as it was, it is still there.
+    assert ycore(data, "import", "holes", "-", stdin=ABC[1]).exit_code == 0
+    assert ycore(data, "show", "--text", "holes").stdout == "a\n"
+    assert aside(data, "holes") == broken
+
+
+def aside(data: Path, room: str) -> list[bytes]:
+    """What a repair has put aside of a room, last."""
+    if not data.suffix:
+        logs = sorted((data / f"{room}.damaged").iterdir())
+        copy = data / f"{room}.ylog"
+        copy.write_bytes(logs[-1].read_bytes())
+
+        async def load() -> list[bytes]:
+            async with FileStore(data) as store:
+                return [stored.update async for stored in store.load(room)]
+
+        return anyio.run(load)
+    with closing(sqlite3.connect(data)) as db:
+        rows = db.execute(
+            "SELECT data FROM damaged JOIN rooms ON rooms.id = room WHERE name = ? ORDER BY "
+            "put_aside, damaged.id",
+            (room.encode(),),
+        )
+        return [row[0] for row in rows]
+
+
+def test_what_nothing_can_fill_is_left_alone(data: Path) -> None:
+    """No honest client waits for the last clock that there can be, or for itself."""
+    far = update({(6, 0): [item(text("x"), origin=(7, 2**53 - 1))]})
+    circle = [
+        update({(1, 0): [item(text("x"), origin=(2, 0))]}),
+        update({(2, 0): [item(text("y"), origin=(1, 0))]}),
+    ]
+    fill(data, far=[far], circle=circle)
+    for _ in range(2):
+        result = ycore(data, "repair", "--fill-holes", "far", "circle")
+        assert result.exit_code == 3
+        assert "circle: 2 clocks of edits are held back" in result.output
+        assert result.output.count("Nothing can bring it") == 2
+    assert ycore(data, "verify").exit_code == 3
+
+
+def test_a_room_as_it_was_is_told_from_edits_that_bear_a_time(data: Path) -> None:
+    """The clock was set an hour ahead for a while, and back."""
+
+    async def fill() -> None:
+        async with SQLiteStore(data) if data.suffix else FileStore(data) as store:
+            times = [1000, 1001, 4600, 4601, 1002, 1003.5]
+            for stored in map(StoredUpdate, typed(1, "abcdef"), times):
+                await store.append("r", [stored])
+
+    anyio.run(fill)
+    for at in ("1001", "1003.5", "2000"):
+        result = ycore(data, "show", "--text", "--at", at, "r")
+        assert result.stdout == "ab\n"
+        assert result.exit_code == (0 if at == "1001" else 3)
+        if at != "1001":
+            assert "the clock was set back" in result.stderr
+            assert "--at 4601 shows it" in result.stderr
+    assert ycore(data, "show", "--text", "--at", "4600", "r").stdout == "abc\n"
+    result = ycore(data, "show", "--text", "--at", "4601", "r")
+    assert (result.stdout, result.exit_code) == ("abcdef\n", 0)
 
 
 def test_deleting_asks_first(data: Path) -> None:

@@ -17,7 +17,16 @@ TESTS = (
     "tests/core",
     *(
         f"tests/adapters/test_{name}.py"
-        for name in ("asgi", "documents", "driver", "eventloop", "hooks", "hostile", "limits")
+        for name in (
+            "asgi",
+            "deleting",
+            "documents",
+            "driver",
+            "eventloop",
+            "hooks",
+            "hostile",
+            "limits",
+        )
     ),
     *("tests/adapters/test_peer.py", "tests/adapters/test_server.py"),
 )

@@ -622,6 +622,38 @@ def test_who_waits_for_several_waits_for_each() -> None:
     assert doc.to_json() == {"t": "<-xy>"}
 
 
+def test_what_is_missing_is_told() -> None:
+    a, _, c, d = typed(1, "abcd")
+    doc = Doc(9)
+    doc.apply(a)
+    assert doc.waiting == ({}, {})
+    for later in (c, d):
+        doc.apply(later)
+    doc.apply(update({(2, 0): [item(text("xyz"), origin=(1, 3)), item(text("!"), right=(3, 7))]}))
+    doc.apply(update({(4, 0): [item(text("?"), parent=(8, 5)), skip(2), item(text("!!"))]}))
+    doc.apply(update({(5, 0): [item(text("fine"), parent="u")]}))
+    assert doc.waiting.held == {1: 2, 2: 4, 4: 3}
+    assert doc.waiting.missing == {1: [(1, 2)], 3: [(0, 8)], 4: [(1, 3)], 8: [(0, 6)]}
+    assert doc.held_back == 9
+
+
+def test_what_is_missing_can_be_taken_for_collected() -> None:
+    a, _, c = typed(1, "abc")
+    other = update({(2, 1): [item(text("xyz"), parent="u"), item(text("!"), right=(3, 7))]})
+    far = update({(6, 0): [item(text("far"), origin=(7, 2**53 - 1)), item(text("."), parent="u")]})
+    doc = Doc(9)
+    for known in (a, c, other):
+        doc.apply(known)
+    doc.apply(doc.waiting.collected())
+    assert doc.waiting == ({}, {})
+    assert doc.to_json() == {"t": "a", "u": "xyz"}  # "c" was typed behind what is missing
+    doc.apply(far)
+    doc.apply(doc.waiting.collected())
+    assert doc.waiting.missing == {}
+    assert doc.held_back == 4  # it waits for a clock that no struct can have
+    assert doc.waiting.collected() == b"\0\0"
+
+
 def test_seeds_that_say_the_same_are_the_same() -> None:
     def seed(text_: str) -> bytes:
         doc = Doc(0)

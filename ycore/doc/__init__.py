@@ -18,6 +18,7 @@ from ._types import (
     XmlHook,
     XmlText,
 )
+from ._waiting import Waiting
 
 __all__ = [
     "Array",
@@ -30,6 +31,7 @@ __all__ = [
     "SharedType",
     "Subdocument",
     "Text",
+    "Waiting",
     "XmlElement",
     "XmlFragment",
     "XmlHook",

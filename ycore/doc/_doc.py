@@ -34,6 +34,7 @@ from ._events import Call, Transaction, events_of, subscribe
 from ._feed import Feed
 from ._items import Id, Item, Kind, Node, encode_items, facade_of, normal_text, read_steps
 from ._types import Array, Map, SharedType, Text, XmlElement, XmlFragment, XmlText
+from ._waiting import Waiting, waiting_in
 
 Unsubscribe: TypeAlias = Callable[[], None]
 
@@ -143,6 +144,11 @@ class Doc:
     def held_back(self) -> int:
         """How many clocks of structs wait for others that are missing."""
         return sum(item.length for items in self._held.values() for item in items)
+
+    @property
+    def waiting(self) -> Waiting:
+        """Which structs those are, and which ones are missing."""
+        return waiting_in(self)
 
     # -- updates
 

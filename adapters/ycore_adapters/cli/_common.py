@@ -18,6 +18,10 @@ from ..stores import FileStore, Fsync, SQLiteStore, Store, StoreError
 CONTEXT: Final = {"show_default": True, "auto_envvar_prefix": "YCORE"}
 
 _DATABASES: Final = (".db", ".sqlite", ".sqlite3")
+HOLES: Final = 3
+"""The exit code if nothing is damaged, but something is held back since what it builds on is
+missing."""
+HOW_TO_FILL: Final = "`ycore repair --fill-holes` gives up on what is missing, and shows the rest"
 _REFRESH: Final = 0.1
 """Seconds between two changes of what a progress bar shows."""
 

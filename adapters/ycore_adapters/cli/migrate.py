@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from ..migrate import Migrated, MigrationError, migrate, open_source
-from ._common import CONTEXT, data_option, opened, progress, quoted, run
+from ..stores.tools import described
+from ._common import CONTEXT, HOLES, HOW_TO_FILL, data_option, opened, progress, quoted, run
 
 
 @click.command("migrate", context_settings=CONTEXT)
@@ -29,7 +30,9 @@ def migrate_store(source: Path, data: Path, merge: bool, rename: tuple[str, str]
     pycrdt-websocket, pycrdt-store), or the directory of a y-leveldb (y-websocket 1.x; needs
     `pip install 'ycore[leveldb]'`). Stop the server that writes to it first. It is left as it is.
 
-    The exit code is 1 if something could not be read or was left alone.
+    The exit code is 1 if something could not be read or was left alone; otherwise 3 if something
+    that was brought over can't be shown, since what it builds on is missing: that server has lost
+    it, though it may have shown the rest.
     """
     pattern, new = rename or ("", "")
     try:
@@ -43,7 +46,7 @@ def migrate_store(source: Path, data: Path, merge: bool, rename: tuple[str, str]
         raise click.ClickException(str(exc)) from None
 
     async def command() -> None:
-        updates = 0
+        updates = holes = 0
         problems = len(found.problems)
         for problem in found.problems:
             click.echo(f"{source}: {problem}")
@@ -64,10 +67,16 @@ def migrate_store(source: Path, data: Path, merge: bool, rename: tuple[str, str]
                     problems += len(migrated.problems)
                     for problem in migrated.problems:
                         click.echo(f"{quoted(migrated.room)}: {problem}")
+                    if migrated.waiting.held:
+                        holes += 1
+                        what = described(migrated.waiting)
+                        click.echo(f"{quoted(migrated.room)}: {what}. {HOW_TO_FILL}")
         for path in found.unknown:
             click.echo(f"{path}: no store, left out")
-        click.echo(f"{found.kind}: {len(found.rooms):,} rooms, {updates:,} updates brought over")
-        if problems:
-            raise click.exceptions.Exit(1)
+        done = f"{len(found.rooms):,} rooms, {updates:,} updates brought over"
+        with_holes = f", {holes:,} rooms with holes" if holes else ""
+        click.echo(f"{found.kind}: {done}{with_holes}")
+        if problems or holes:
+            raise click.exceptions.Exit(1 if problems else HOLES)
 
     run(command)

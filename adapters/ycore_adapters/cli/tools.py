@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from contextlib import suppress
 from datetime import datetime
@@ -12,11 +13,29 @@ from typing import Any, Final
 import click
 
 from ycore import RemoteProtocolError
-from ycore.doc import Doc
+from ycore.doc import Doc, Waiting
 
 from ..stores import RoomCorrupt, Store
-from ..stores.tools import Contents, compact, import_update, read, repair
-from ._common import CONTEXT, data_option, keep_history_option, opened, progress, quoted, run
+from ..stores.tools import (
+    Contents,
+    compact,
+    described,
+    fill_holes,
+    import_update,
+    read,
+    repair,
+)
+from ._common import (
+    CONTEXT,
+    HOLES,
+    HOW_TO_FILL,
+    data_option,
+    keep_history_option,
+    opened,
+    progress,
+    quoted,
+    run,
+)
 
 _STDIO: Final = Path("-")
 
@@ -66,9 +85,14 @@ async def _read(store: Store, room: str, bar: Any, at: float | None = None) -> C
 @click.option("-l", "--long", is_flag=True, help="With sizes and times, for which all are read.")
 @click.option("--json", "as_json", is_flag=True, help="As lines of JSON; implies --long.")
 def list_rooms(data: Path, long: bool, as_json: bool) -> None:
-    """List the rooms."""
+    """List the rooms.
+
+    With --long, the exit code is 3 if there is a room of which something can't be shown, since
+    what it builds on is missing.
+    """
 
     async def command() -> None:
+        has_holes = False
         async with opened(data, read_only=True) as store:
             names = await _names(store, ())
             if not (long or as_json):
@@ -80,12 +104,16 @@ def list_rooms(data: Path, long: bool, as_json: bool) -> None:
                     contents = await _read(store, room, bar)
                     await store.release(room)
                     bar.done()
-                    click.echo(_line(room, contents, as_json))
+                    waiting = contents.waiting()
+                    has_holes = has_holes or bool(waiting.held)
+                    click.echo(_line(room, contents, waiting, as_json))
+        if has_holes:
+            raise click.exceptions.Exit(HOLES)
 
     run(command)
 
 
-def _line(room: str, contents: Contents, as_json: bool) -> str:
+def _line(room: str, contents: Contents, waiting: Waiting, as_json: bool) -> str:
     document = contents.document
     size = len(document.encode())
     if as_json:
@@ -98,9 +126,13 @@ def _line(room: str, contents: Contents, as_json: bool) -> str:
                 "authors": len(document.state_vector()),
                 "last_update": contents.last,
                 "damage": contents.damage,
+                "held_back": waiting.held,
+                "missing": waiting.missing,
             }
         )
     damaged = "  DAMAGED" if contents.damage else ""
+    if waiting.held:
+        damaged += f"  HOLES: {described(waiting)}"
     return (
         f"{contents.updates:>9,} updates {contents.bytes:>13,} bytes, merged {size:>12,}  "
         f"{_when(contents.last):25}  {quoted(room)}{damaged}"
@@ -113,11 +145,12 @@ def _line(room: str, contents: Contents, as_json: bool) -> str:
 def verify(data: Path, rooms: tuple[str, ...]) -> None:
     """Read all that is stored, or of these ROOMS, and say what can't be.
 
-    The exit code is 1 if something is damaged.
+    The exit code is 1 if something is damaged; otherwise 3 if something can't be shown, since what
+    it builds on is missing (it never came, or whatever wrote the room before has lost it).
     """
 
     async def command() -> None:
-        damaged = torn = 0
+        well = damaged = torn = holes = 0
         async with opened(data, read_only=True) as store:
             names = await _names(store, rooms)
             with progress("Verifying", len(names)) as bar:
@@ -130,18 +163,24 @@ def verify(data: Path, rooms: tuple[str, ...]) -> None:
                     damaged += bool(contents.damage)
                     for problem in contents.damage:
                         click.echo(f"{quoted(room)}: {problem}")
-                    if tail is not None and not contents.damage:
-                        torn += 1
+                    waiting = contents.waiting()
+                    if waiting.held:
+                        click.echo(f"{quoted(room)}: {described(waiting)}. {HOW_TO_FILL}")
+                    if tail is not None:
                         click.echo(f"{quoted(room)}: {tail}, and not part of the room")
+                    if not contents.damage:
+                        holes += bool(waiting.held)
+                        torn += tail is not None
+                    well += not (contents.damage or waiting.held or tail)
             nameless = [] if rooms else await store.nameless()
             for problem in nameless:
                 click.echo(problem)
-        well = len(names) - damaged - torn
         damaged += len(nameless)
+        with_holes = f", {holes:,} with holes" if holes else ""
         ends = f", {torn:,} end in a write cut short" if torn else ""
-        click.echo(f"{well:,} rooms are well, {damaged:,} damaged{ends}")
-        if damaged:
-            raise click.exceptions.Exit(1)
+        click.echo(f"{well:,} rooms are well, {damaged:,} damaged{with_holes}{ends}")
+        if damaged or holes:
+            raise click.exceptions.Exit(1 if damaged else HOLES)
 
     run(command)
 
@@ -150,39 +189,66 @@ def verify(data: Path, rooms: tuple[str, ...]) -> None:
 @data_option
 @click.argument("rooms", nargs=-1, required=True)
 @click.option("--keep-little", is_flag=True, help="Repair it even if most of it can't be read.")
-def repair_rooms(data: Path, rooms: tuple[str, ...], keep_little: bool) -> None:
+@click.option(
+    "--fill-holes",
+    "fill",
+    is_flag=True,
+    help="Give up on what is missing, so that what builds on it is shown as far as it can be.",
+)
+def repair_rooms(data: Path, rooms: tuple[str, ...], keep_little: bool, fill: bool) -> None:
     """Make damaged ROOMS usable again, with what can be read of them.
 
-    What was stored is put aside. Clients that have what is missing bring it back when they connect.
-    A room of which most would be lost is left as it is, and the exit code is 1 then.
+    What was stored is put aside. Clients that have what is missing bring it back when they connect:
+    but for what --fill-holes has given up on, which can't come any more. A room of which most would
+    be lost is left as it is, and the exit code is 1 then.
+
+    With --fill-holes, the exit code is 3 if something is held back that nothing can bring.
     """
 
     async def command() -> None:
         left = 0
+        has_holes = False
         async with opened(data) as store:
             with progress("Repairing", len(rooms)) as bar:
                 for room in rooms:
                     before = await _read(store, room, bar)
-                    if not before.damage:
-                        click.echo(f"{quoted(room)}: nothing is damaged, left as it is")
-                    else:
+                    if before.damage:
                         try:
                             where = await repair(store, room, before, keep_little=keep_little)
                         except RoomCorrupt as exc:
                             left += 1
                             click.echo(str(exc))
-                        else:
-                            click.echo(
-                                f"{quoted(room)}: repaired: {before.kept_updates:,} updates of "
-                                f"{before.kept:,} bytes are kept, {before.lost:,} bytes could not "
-                                f"be read; as it was, it is in {where}"
-                            )
+                            await store.release(room)
+                            bar.done()
+                            continue
+                        click.echo(
+                            f"{quoted(room)}: repaired: {before.kept_updates:,} updates of "
+                            f"{before.kept:,} bytes are kept, {before.lost:,} bytes could not "
+                            f"be read; as it was, it is in {where}"
+                        )
+                        before = await _read(store, room, bar)
+                    elif not (fill and before.waiting().held):
+                        click.echo(f"{quoted(room)}: nothing is damaged, left as it is")
+                    has_holes |= await _mind_holes(store, room, before, fill=fill)
                     await store.release(room)
                     bar.done()
-        if left:
-            raise click.exceptions.Exit(1)
+        if left or (has_holes and fill):
+            raise click.exceptions.Exit(1 if left else HOLES)
 
     run(command)
+
+
+async def _mind_holes(store: Store, room: str, contents: Contents, *, fill: bool) -> bool:
+    """Fill a room's holes, or say what they are. Returns whether there are still some."""
+    waiting = contents.waiting()
+    if waiting.held and fill and waiting.missing:
+        where = await fill_holes(store, room, waiting)
+        click.echo(f"{quoted(room)}: {described(waiting)}. Filled; as it was, it is in {where}")
+        waiting = (await read(store, room)).waiting()
+    if waiting.held:
+        how = "Nothing can bring it" if fill else HOW_TO_FILL
+        click.echo(f"{quoted(room)}: {described(waiting)}. {how}")
+    return bool(waiting.held)
 
 
 @click.command("compact", context_settings=CONTEXT)
@@ -223,6 +289,9 @@ def show(data: Path, at: float | None, text: bool, room: str, names: tuple[str, 
 
     What kind a type is the document does not say; it is taken for what it looks like. Bytes are
     shown as {"$bytes": hexadecimal}.
+
+    The exit code is 1 if something is damaged, and 3 if something is missing for other reasons,
+    which are told.
     """
 
     async def command() -> None:
@@ -233,8 +302,11 @@ def show(data: Path, at: float | None, text: bool, room: str, names: tuple[str, 
         for problem in contents.damage:
             click.echo(f"{quoted(room)}: {problem}", err=True)
         if view.held_back:
-            waits = f"{view.held_back:,} edits wait for others that never came"
-            click.echo(f"{quoted(room)}: {waits}, and are not shown", err=True)
+            click.echo(f"{quoted(room)}: {described(view.waiting)}", err=True)
+        if contents.shown_from is not None:
+            since = f"what follows is marked with times before {_when(at)} too"
+            how = f"--at {math.ceil(contents.shown_from)} shows it"
+            click.echo(f"{quoted(room)}: the clock was set back: {since}, {how}", err=True)
         for name in names:
             if name not in view.roots:
                 there = ", ".join(map(quoted, sorted(view.roots))) or "none"
@@ -248,6 +320,8 @@ def show(data: Path, at: float | None, text: bool, room: str, names: tuple[str, 
             click.echo(_as_json({name: shown[name] for name in names or shown}))
         if contents.damage:
             raise click.exceptions.Exit(1)
+        if view.held_back or contents.shown_from is not None:
+            raise click.exceptions.Exit(HOLES)
 
     run(command)
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from ycore import RemoteProtocolError, check_update
+from ycore.doc import Waiting
 
 from ..stores import RoomCorrupt, RoomNotFound, Store, StoredUpdate
+from ..stores.tools import read
 from ._files import directory_source, file_source
 from ._leveldb import leveldb_source
 from ._source import MigrationError, Source, tell
@@ -68,6 +70,8 @@ class Migrated:
     """Its name in the store."""
     updates: int = 0
     problems: list[str] = field(default_factory=list)
+    waiting: Waiting = field(default_factory=lambda: Waiting({}, {}))
+    """What of the room can't be shown now, since what it builds on is missing."""
 
 
 async def migrate(
@@ -116,6 +120,8 @@ async def migrate(
             except MigrationError as exc:
                 migrated.problems.append(str(exc))
             await _append(store, migrated, batch)
+            if migrated.updates:
+                migrated.waiting = (await read(store, room)).waiting()
         except RoomCorrupt as exc:
             migrated.problems.append(str(exc))
         await store.release(room)

@@ -5,6 +5,7 @@ from .file import FileStore
 from .interface import (
     HistoryNotKept,
     RoomCorrupt,
+    RoomInUse,
     RoomNotFound,
     Store,
     StoredUpdate,
@@ -20,6 +21,7 @@ __all__ = [
     "HistoryNotKept",
     "MemoryStore",
     "RoomCorrupt",
+    "RoomInUse",
     "RoomNotFound",
     "SQLiteStore",
     "Store",

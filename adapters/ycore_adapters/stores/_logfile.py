@@ -47,6 +47,7 @@ from ._log import (
     recover,
 )
 from ._owned import failed, identity, translated
+from ._past import Until
 from .interface import HistoryNotKept, RoomCorrupt, RoomNotFound, StoredUpdate, StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -378,6 +379,7 @@ class LogFile:
 
     def _read_past(self, at: int) -> Iterator[StoredUpdate]:
         known = first = False
+        until = Until(at)
         for path in (*self._past(), self.path):
             reading = Reading(self.room, path, synced=path != self.path)
             for record in reading.records():
@@ -385,7 +387,7 @@ class LogFile:
                     since = f"{record.time / 1000:.3f}"
                     raise HistoryNotKept(f"of {self.room!r} nothing is kept from before {since}")
                 first = True
-                if record.time <= at:
+                if until.has(record.time, is_snapshot=record.is_snapshot):
                     known = True
                     yield _stored(record)
             reading.check()

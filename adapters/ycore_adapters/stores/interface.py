@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 __all__ = [
     "HistoryNotKept",
     "RoomCorrupt",
+    "RoomInUse",
     "RoomNotFound",
     "Store",
     "StoreError",
@@ -50,6 +51,14 @@ class StoreUnavailable(StoreError):
     """The store can't do it now: disk full, no permission, in use by another process, closed."""
 
 
+class RoomInUse(StoreUnavailable):
+    """The room was loaded or appended to, and not released since. Whoever has it open would go on
+    as if what is to be deleted were still stored."""
+
+    def __init__(self, room: str) -> None:
+        super().__init__(f"the room {room!r} is in use: release it first, or use `Driver.delete`")
+
+
 class StoredUpdate(NamedTuple):
     """An update, and what is kept beside it."""
 
@@ -81,7 +90,8 @@ class Store(ABC):
 
     @abstractmethod
     def load(self, room: str, *, at: float | None = None) -> AsyncGenerator[StoredUpdate, None]:
-        """The updates of a room, oldest first; with `at` (seconds since 1970), those up to then.
+        """The updates of a room, oldest first; with `at` (seconds since 1970), those up to then,
+        which end before the first that is later: a clock may have been set back.
 
         Close it if you stop early (`aclosing`). What can't be read is never skipped unsaid: the
         error comes after all that can be.
@@ -98,7 +108,8 @@ class Store(ABC):
 
         When it returns they are as durable as the store promises, and `load` gives them. Whoever
         was told that they were not stored may try again: an update that is stored twice does no
-        harm.
+        harm. While a driver has a room open, nobody else may append to it: what the driver does not
+        know of, it compacts away (`Driver.document` is how to edit it then).
 
         Raises:
             RoomCorrupt, StoreUnavailable: none of them was stored.
@@ -121,6 +132,7 @@ class Store(ABC):
         """Forget a room, and all that was kept of it.
 
         Raises:
+            RoomInUse: it was loaded or appended to, and not released since.
             RoomNotFound, StoreUnavailable: nothing has changed.
         """
 
@@ -150,7 +162,8 @@ class Store(ABC):
         return None
 
     def outgrown(self, room: str) -> bool:
-        """Whether `compact` would pay for a room now. Asked after each `append`."""
+        """Whether `compact` would pay for a room now. Asked after each `append`; for a while not,
+        after `compact` failed."""
         return False
 
     def problems(self) -> Mapping[str, str]:

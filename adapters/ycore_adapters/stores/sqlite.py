@@ -6,7 +6,12 @@ leaves it to the system.
 
 Appends that come while a commit is under way are committed together by the next one, whatever their
 rooms. One call is carried out after the other: that is how SQLite writes anyway. Each update has a
-checksum, since SQLite has none. One process owns the database, by a lock beside it.
+checksum, since SQLite has none. One process owns the database, by whatever name it opens it: a lock
+beside the file that all symbolic links lead to says so, and one on the file itself. Should another
+program write to it all the same, what it wrote stays: compaction deletes nothing unread.
+
+Another program that keeps the database locked holds up one call, for a second. Until it lets go,
+all others are told at once that the store is unavailable.
 """
 
 from __future__ import annotations
@@ -16,19 +21,23 @@ import os
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import time_ns
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 from zlib import crc32
 
 import anyio
 from anyio import to_thread
 
+from ._identity import Claim
 from ._owned import Fsync, OwnedStore
+from ._past import Until
 from .interface import (
     HistoryNotKept,
     RoomCorrupt,
+    RoomInUse,
     RoomNotFound,
     StoredUpdate,
     StoreError,
@@ -64,6 +73,47 @@ CREATE TABLE damaged AS SELECT *, 0 AS put_aside FROM updates;  -- by a repair, 
 _SYNCHRONOUS: Final[dict[Fsync, str]] = {"always": "FULL", "everysec": "NORMAL", "never": "OFF"}
 _READ_BYTES: Final = 1024 * 1024
 """How many bytes of updates are read in one go."""
+_OPEN_SECONDS: Final = 5.0
+"""For how long opening waits for another program that has the database locked,"""
+_BUSY_SECONDS: Final = 1.0
+"""and for how long a call does, if the one before it did not wait in vain."""
+_BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+class _Busy(StoreUnavailable):
+    """Another program has the database locked."""
+
+
+@dataclass(slots=True)
+class _Used:
+    """A room in use: loaded, or appended to, and not released since."""
+
+    read_to: int | None = None
+    """The id up to which all its updates were read, or written here; None if it was not loaded."""
+    bytes: int = 0
+    """Of its updates from the last snapshot on,"""
+    snapshot_bytes: int = 0
+    """and of that snapshot."""
+    refused: str | None = None
+    """Why its last append failed, if it did."""
+    has_foreign: bool = False
+    """Whether another program has written to it."""
+
+    def wrote(self, before: int, last: int) -> None:
+        """Updates were appended: before them `before` was the last, now `last` is."""
+        if before <= (self.read_to or 0):
+            self.read_to = last
+        elif self.read_to is not None:
+            self.has_foreign = True
+
+
+class _Written(NamedTuple):
+    """What an append has found and done."""
+
+    before: int
+    last: int
+    bytes: int
+    snapshot_bytes: int
 
 
 class _Append:
@@ -95,7 +145,8 @@ class SQLiteStore(OwnedStore):
         keep_history: bool = False,
         compact_from: int = 256 * 1024,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.realpath(path))
+        """The file itself, whatever links lead to it: its log and its lock are beside that."""
         super().__init__(f"the database {self.path}", Path(f"{self.path}.lock"), fsync)
         self.keep_history = keep_history
         self.compact_from = compact_from
@@ -103,26 +154,40 @@ class SQLiteStore(OwnedStore):
         self._lock = anyio.Lock()
         """Held while the database is used."""
         self._waiting: list[_Append] = []
-        self._sizes: dict[str, tuple[int, int]] = {}
-        """Room -> bytes of its updates from the last snapshot on, and of that snapshot."""
+        self._used: dict[str, _Used] = {}
+        self._patience = _OPEN_SECONDS
+        """For how long SQLite waits for others now."""
         self._unsynced: set[str] = set()
         self._failure: str | None = None
         """Why syncing failed, since it does."""
 
     async def _open(self) -> None:
-        self._db = await to_thread.run_sync(self._connect)
+        self._used.clear()
+        self._claim = await to_thread.run_sync(Claim, self.path)
+        if self._claim.names > 1:
+            logger.warning(
+                "hard links: open it always by this name, SQLite's log is beside it file=%s",
+                self.path,
+            )
+        try:
+            self._db = await to_thread.run_sync(self._connect)
+        except BaseException:
+            self._claim.release()
+            raise
 
     # -- the interface
 
     async def load(
         self, room: str, *, at: float | None = None
     ) -> AsyncGenerator[StoredUpdate, None]:
-        until = None if at is None else round(at * 1000)
-        key: tuple[int, int] | None = await self._run(self._begin, room, until)
+        millis = None if at is None else round(at * 1000)
+        until = Until(millis)
+        key, first = await self._run(self._begin, room, millis)
         damage: list[int] = []
         found = False
-        while key is not None:
-            batch, key = await self._run(self._read, key, until, damage)
+        is_all = False
+        while not is_all:
+            batch, first, is_all = await self._run(self._read, key, first, until, damage)
             for update in batch:
                 found = True
                 yield update
@@ -132,7 +197,9 @@ class SQLiteStore(OwnedStore):
                 f"{self.path}: of the room {room!r} these updates can't be read: {which}. "
                 "`ycore repair` keeps the others"
             )
-        if not found and at is not None:
+        if at is None:
+            self._used.setdefault(room, _Used()).read_to = max(first - 1, 0)
+        elif not found:
             raise RoomNotFound(f"the room {room!r} had nothing yet at {at:.3f}")
 
     async def append(self, room: str, updates: Sequence[StoredUpdate]) -> None:
@@ -166,10 +233,10 @@ class SQLiteStore(OwnedStore):
 
     async def compact(self, room: str, snapshot: Callable[[], Awaitable[StoredUpdate]]) -> None:
         key, last = await self._run(self._last, room)
-        await self._run(self._compact, room, key, last, await snapshot())
+        await self._change(self._compact, room, key, last, await snapshot())
 
     async def delete(self, room: str) -> None:
-        await self._run(self._delete, room)
+        await self._change(self._delete, room)
 
     async def rooms(self) -> AsyncIterator[str]:
         for name in await self._run(self._rooms):
@@ -178,42 +245,73 @@ class SQLiteStore(OwnedStore):
     async def release(self, room: str) -> None:
         if room in self._unsynced:
             await self._sync()
-        self._sizes.pop(room, None)
+        self._used.pop(room, None)
 
     def outgrown(self, room: str) -> bool:
-        size, snapshot = self._sizes.get(room, (0, 0))
-        return size >= max(self.compact_from, 2 * snapshot)
+        used = self._used.get(room)
+        if used is None or used.has_foreign:
+            return False
+        return used.bytes >= max(self.compact_from, 2 * used.snapshot_bytes)
 
     def problems(self) -> Mapping[str, str]:
-        return {} if self._failure is None else dict.fromkeys(self._unsynced, self._failure)
+        problems = {} if self._failure is None else dict.fromkeys(self._unsynced, self._failure)
+        for room, used in self._used.items():
+            if used.has_foreign:
+                problems[room] = self._foreign(room)
+            if used.refused is not None:
+                problems[room] = used.refused
+        return problems
+
+    def _foreign(self, room: str) -> str:
+        return f"{self.path}: another program has written to the room {room!r}, while it was open"
 
     async def repair(self, room: str, keep: Callable[[bytes], bool]) -> str:
-        await self._run(self._repair, room, keep)
+        await self._change(self._repair, room, keep)
         return f"{self.path}, table damaged"
 
     # -- in threads
 
     async def _run(self, do: Callable[..., T], *args: object) -> T:
+        """Read something, for which nobody who writes is waited for."""
         async with self._lock:
-            return await to_thread.run_sync(partial(self._do, do, *args))
+            return await to_thread.run_sync(partial(self._do, "BEGIN", do, *args))
 
-    def _do(self, do: Callable[..., T], *args: object) -> T:
+    async def _change(self, do: Callable[..., T], *args: object) -> T:
+        async with self._lock:
+            return await to_thread.run_sync(partial(self._do, "BEGIN IMMEDIATE", do, *args))
+
+    def _do(self, begin: str, do: Callable[..., T], *args: object) -> T:
         """Do something in one transaction, and translate what SQLite raises."""
         db = self._db
         if db is None:
             raise StoreUnavailable(f"the database {self.path} is closed")
         try:
             with db:
-                db.execute("BEGIN IMMEDIATE")
-                return do(db, *args)
+                db.execute(begin)
+                done = do(db, *args)
         except (sqlite3.Error, OverflowError) as exc:
             if db.in_transaction:
                 db.rollback()
+            if getattr(exc, "sqlite_errorcode", 0) & 0xFF in _BUSY:
+                self._wait_for_others(db, 0.0)
+                raise _Busy(f"{self.path}: another program has it locked") from exc
             raise StoreUnavailable(f"{self.path}: {exc}") from exc
+        if begin != "BEGIN":
+            self._wait_for_others(db, _BUSY_SECONDS)
+        return done
+
+    def _wait_for_others(self, db: sqlite3.Connection, seconds: float) -> None:
+        """Have SQLite wait for so long from now on when the database is locked."""
+        if self._patience != seconds:
+            self._patience = seconds
+            db.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
 
     def _connect(self) -> sqlite3.Connection:
         try:
-            db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
+            self._patience = _OPEN_SECONDS
+            db = sqlite3.connect(
+                self.path, self._patience, check_same_thread=False, isolation_level=None
+            )
             try:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[self.fsync]}")
@@ -231,6 +329,7 @@ class SQLiteStore(OwnedStore):
                     raise StoreUnavailable(
                         f"{self.path} is of version {version}, this ycore reads {_VERSION}"
                     )
+                self._wait_for_others(db, _BUSY_SECONDS)
             except BaseException:
                 db.close()
                 raise
@@ -258,10 +357,9 @@ class SQLiteStore(OwnedStore):
         return key, 0
 
     def _read(
-        self, db: sqlite3.Connection, start: tuple[int, int], until: int | None, damage: list[int]
-    ) -> tuple[list[StoredUpdate], tuple[int, int] | None]:
-        """Some updates, and where the next ones begin."""
-        key, first = start
+        self, db: sqlite3.Connection, key: int, first: int, until: Until, damage: list[int]
+    ) -> tuple[list[StoredUpdate], int, bool]:
+        """Some updates, where the next ones begin, and whether these were all."""
         batch = []
         size = 0
         rows = db.execute(
@@ -271,14 +369,15 @@ class SQLiteStore(OwnedStore):
         )
         with closing(rows):
             for number, time, data, metadata, crc in rows:
+                first = number + 1
                 if crc != _crc(data, metadata):
                     damage.append(number)
-                elif until is None or time <= until:
+                elif until.has(time, is_snapshot=bool(number % 2)):
                     batch.append(StoredUpdate(data, time / 1000, metadata))
                 size += len(data)
                 if size >= _READ_BYTES:
-                    return batch, (key, number + 1)
-        return batch, None
+                    return batch, first, False
+        return batch, first, True
 
     def _commit(self, batch: list[_Append]) -> None:
         """Commit them together, or if that fails each by itself, to see whose fault it is."""
@@ -287,45 +386,49 @@ class SQLiteStore(OwnedStore):
             appends = attempts.pop()
             error = None
             try:
-                sizes = self._do(self._append, appends)
+                written = self._do("BEGIN IMMEDIATE", self._append, appends)
             except StoreError as exc:
                 error = exc
-                if len(appends) > 1:
+                if len(appends) > 1 and not isinstance(exc, _Busy):
                     attempts += [[append] for append in reversed(appends)]
                     continue
             else:
-                self._sizes.update(sizes)
-                self._unsynced.update(sizes)
+                for room, (before, last, size, snapshot_size) in written:
+                    used = self._used.setdefault(room, _Used())
+                    used.wrote(before, last)
+                    used.bytes, used.snapshot_bytes = size, snapshot_size
+                    self._unsynced.add(room)
             for append in appends:
                 append.error = error
                 append.done = True
+                used = self._used.setdefault(append.room, _Used())
+                used.refused = None if error is None else str(error)
 
-    def _append(self, db: sqlite3.Connection, appends: list[_Append]) -> dict[str, tuple[int, int]]:
-        sizes = {}
+    def _append(self, db: sqlite3.Connection, appends: list[_Append]) -> list[tuple[str, _Written]]:
+        written = []
         for append in appends:
             name = _name(append.room)
             db.execute("INSERT OR IGNORE INTO rooms (name) VALUES (?)", (name,))
-            key, _ = self._room(db, append.room)
-            last = self._last(db, append.room)[1]
-            db.executemany(
-                "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    (key, last + 2 * number, *_columns(update))
-                    for number, update in enumerate(append.updates, 1)
-                ),
-            )
+            key, before = self._last(db, append.room)
+            rows = [
+                (key, before // 2 * 2 + 2 * number, *_columns(update))
+                for number, update in enumerate(append.updates, 1)
+            ]
+            db.executemany("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?)", rows)
             size = sum(len(update.update) for update in append.updates)
-            sizes[append.room] = db.execute(
+            sizes = db.execute(
                 "UPDATE rooms SET bytes = bytes + ? WHERE id = ? RETURNING bytes, snapshot_bytes",
                 (size, key),
             ).fetchone()
-        return sizes
+            last = rows[-1][1] if rows else before
+            written.append((append.room, _Written(before, last, *sizes)))
+        return written
 
     def _last(self, db: sqlite3.Connection, room: str) -> tuple[int, int]:
-        """The room's key, and the id of its last update; an even number."""
+        """The room's key, and the id of its last update; 0 if it has none."""
         key, _ = self._room(db, room)
         (last,) = db.execute("SELECT max(id) FROM updates WHERE room = ?", (key,)).fetchone()
-        return key, (last or 0) // 2 * 2
+        return key, last or 0
 
     def _compact(
         self, db: sqlite3.Connection, room: str, key: int, last: int, update: StoredUpdate
@@ -333,7 +436,11 @@ class SQLiteStore(OwnedStore):
         now, before = self._room(db, room)
         if now != key:
             raise StoreUnavailable(f"the room {room!r} was deleted while it was being compacted")
-        snapshot = last + 1
+        used = self._used.setdefault(room, _Used())
+        if used.has_foreign or (used.read_to is not None and used.read_to < last):
+            used.has_foreign = True
+            raise StoreUnavailable(self._foreign(room))
+        snapshot = last // 2 * 2 + 1
         time, data, metadata, crc = _columns(update)
         db.execute(
             "INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?, ?)",
@@ -349,20 +456,23 @@ class SQLiteStore(OwnedStore):
         ).fetchone()
         if not (self.keep_history or has_history):
             db.execute("DELETE FROM updates WHERE room = ? AND id < ?", (key, snapshot))
-        self._sizes[room] = db.execute(
+        used.bytes, used.snapshot_bytes = db.execute(
             "UPDATE rooms SET snapshot = ?, snapshot_bytes = ?, bytes = ("
             "  SELECT sum(length(data)) FROM updates WHERE room = ? AND id >= ?"
             ") WHERE id = ? RETURNING bytes, snapshot_bytes",
             (snapshot, len(data), key, snapshot, key),
         ).fetchone()
+        if used.read_to is not None:
+            used.read_to = max(used.read_to, snapshot)
         self._unsynced.add(room)
 
     def _delete(self, db: sqlite3.Connection, room: str) -> None:
         key, _ = self._room(db, room)
+        if room in self._used:
+            raise RoomInUse(room)
         for table in ("updates", "damaged"):
             db.execute(f"DELETE FROM {table} WHERE room = ?", (key,))
         db.execute("DELETE FROM rooms WHERE id = ?", (key,))
-        self._sizes.pop(room, None)
 
     def _rooms(self, db: sqlite3.Connection) -> list[str]:
         names = db.execute("SELECT name FROM rooms ORDER BY name")
@@ -371,16 +481,13 @@ class SQLiteStore(OwnedStore):
     def _repair(self, db: sqlite3.Connection, room: str, keep: Callable[[bytes], bool]) -> None:
         key, _ = self._room(db, room)
         now = time_ns() // 1_000_000
+        db.execute("INSERT INTO damaged SELECT *, ? FROM updates WHERE room = ?", (now, key))
         rows = db.execute("SELECT id, data, metadata, crc FROM updates WHERE room = ?", (key,))
         bad = [
             (key, number)
             for number, data, metadata, crc in rows
             if crc != _crc(data, metadata) or not keep(data)
         ]
-        db.executemany(
-            "INSERT INTO damaged SELECT *, ? FROM updates WHERE room = ? AND id = ?",
-            ((now, *row) for row in bad),
-        )
         db.executemany("DELETE FROM updates WHERE room = ? AND id = ?", bad)
 
     # -- syncing
@@ -431,6 +538,7 @@ class SQLiteStore(OwnedStore):
                 db, self._db = self._db, None
                 if db is not None:
                     await to_thread.run_sync(db.close)
+                self._claim.release()
 
 
 def _name(room: str) -> bytes:

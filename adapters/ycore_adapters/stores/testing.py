@@ -19,7 +19,14 @@ from typing import Any, TypeAlias
 import anyio
 from anyio.lowlevel import checkpoint
 
-from .interface import HistoryNotKept, RoomNotFound, Store, StoredUpdate, StoreUnavailable
+from .interface import (
+    HistoryNotKept,
+    RoomInUse,
+    RoomNotFound,
+    Store,
+    StoredUpdate,
+    StoreUnavailable,
+)
 
 __all__ = ["store_tests"]
 
@@ -231,12 +238,33 @@ async def a_deleted_room_is_forgotten(open_store: Open) -> None:
         await store.append("r", _at(1, b"1"))
         await _compact(store, "r", b"1")
         await store.append("stays", _at(1, b"2"))
+        await store.release("r")
         await store.delete("r")
         await _raises(RoomNotFound, _load(store, "r"))
         await _raises(RoomNotFound, _load(store, "r", at=1000))
         assert await _rooms(store) == ["stays"]
         await store.append("r", _at(2, b"again"))
         assert await _load(store, "r") == [b"again"]
+
+
+@_case(_EVERY_STORE)
+async def a_room_in_use_is_not_deleted(open_store: Open) -> None:
+    """Whoever has it open would go on, and what they store would build on nothing."""
+    async with open_store() as store:
+        await store.append("r", _at(1, b"1"))
+        await _raises(RoomInUse, store.delete("r"))
+        await store.append("r", _at(2, b"2"))
+        await store.release("r")
+        assert await _load(store, "r") == [b"1", b"2"]
+        await _raises(RoomInUse, store.delete("r"))
+        assert await _load(store, "r") == [b"1", b"2"]
+        await store.release("r")
+        await store.delete("r")
+        assert await _rooms(store) == []
+        if not store.append_now("r", _at(3, b"3")):
+            await store.append("r", _at(3, b"3"))
+        await _raises(RoomInUse, store.delete("r"))
+        assert await _load(store, "r") == [b"3"]
 
 
 _NAMES = [
@@ -344,6 +372,20 @@ async def a_room_can_be_read_as_it_was(open_store: Open) -> None:
         assert (await _load(store, "r", at=40))[-2:] == [b"123", b"4"]
 
 
+@_case(_EVERY_STORE)
+async def a_clock_that_was_set_back_leaves_no_gap(open_store: Open) -> None:
+    """What a room was is always all that it was once, not the edits that happen to bear a time."""
+    async with open_store() as store:
+        for time in (10, 20, 1000, 1001, 30, 40.5, 1002):
+            await store.append("r", _at(time, b"%d" % time))
+        await _raises(RoomNotFound, _load(store, "r", at=9))
+        for at in (20, 30, 40.5, 999.999):
+            assert await _load(store, "r", at=at) == [b"10", b"20"]
+        assert await _load(store, "r", at=1000) == [b"10", b"20", b"1000"]
+        assert await _load(store, "r", at=1001) == [b"10", b"20", b"1000", b"1001", b"30", b"40"]
+        assert await _load(store, "r", at=1002) == await _load(store, "r")
+
+
 @_case(_WITHOUT_HISTORY)
 async def what_was_before_a_compaction_is_not_made_up(open_store: Open) -> None:
     async with open_store() as store:
@@ -365,10 +407,24 @@ async def history_outlives_compaction(open_store: Open) -> None:
             assert loaded[-1] == b"%d" % time
             assert {b"%d" % before for before in range(10, time, 10)} <= set(loaded)
             assert b"%d" % (time + 10) not in loaded
+        await store.release("r")
         await store.delete("r")
         await _raises(RoomNotFound, _load(store, "r", at=50))
         await store.append("r", _at(200, b"new"))
         await _raises(RoomNotFound, _load(store, "r", at=50))
+
+
+@_case(_WITH_HISTORY)
+async def nor_does_it_when_the_room_was_compacted(open_store: Open) -> None:
+    async with open_store() as store:
+        for time in (10, 1000, 20, 30, 2000):
+            await store.append("r", _at(time, b"%d" % time))
+            await _compact(store, "r", b"up to %d" % time, time=time + 5)
+        for at in (15, 26, 999):
+            assert set(await _load(store, "r", at=at)) == {b"10", b"up to 10"}
+        edits = {b"10", b"1000", b"20", b"30"}
+        assert {u for u in await _load(store, "r", at=1999) if b"up" not in u} == edits
+        assert b"up to 2000" in await _load(store, "r", at=2005)
 
 
 @_case(_PERSISTENT)
@@ -415,6 +471,7 @@ async def whatever_is_done_in_whatever_order_is_found_again(open_store: Open) ->
                 elif doing < 0.85:
                     await store.release(room)
                 elif doing < 0.9 and room in model:
+                    await store.release(room)
                     await store.delete(room)
                     del model[room]
             for room, updates in model.items():

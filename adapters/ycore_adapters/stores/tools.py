@@ -6,14 +6,24 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Final
 
 from ycore import RemoteProtocolError, StructStore, check_update
+from ycore.doc import Doc, Waiting
 from ycore.steps import finish
 from ycore.updates import parse_update, undeleted_value
 
 from .interface import RoomCorrupt, Store, StoredUpdate, StoreUnavailable
 
-__all__ = ["Contents", "compact", "import_update", "read", "repair"]
+__all__ = ["Contents", "compact", "described", "fill_holes", "import_update", "read", "repair"]
+
+_TOLD: Final = 5
+"""Of how many clients, or ranges of clocks, one is told at most."""
+_FOREVER: Final = 2.0**40
+"""A time that nothing stored is behind."""
+_SET_BACK: Final = 60.0
+"""By how many seconds times must go back for the clock to have been set. (What is stored while a
+snapshot is made comes behind that, and may be a little older.)"""
 
 
 @dataclass(slots=True)
@@ -33,6 +43,14 @@ class Contents:
     kept: int = 0
     """How many bytes are of updates that are well-formed."""
     kept_updates: int = 0
+    shown_from: float | None = None
+    """If later updates are marked with a time before the one asked for, as the clock was set back:
+    from which time on they are in it."""
+
+    def waiting(self) -> Waiting:
+        """What of the document is held back, as something that it builds on is missing: by whatever
+        wrote it, since nothing is lost here unsaid. Takes as long as opening the document."""
+        return Doc.view(self.document).waiting
 
 
 async def read(
@@ -66,10 +84,23 @@ async def read(
                     contents.kept += len(update)
                     contents.kept_updates += 1
                 progress(contents)
+        if at is not None:
+            contents.shown_from = await _shown_from(store, room, at)
     except RoomCorrupt as exc:
         contents.damage.append(str(exc))
         contents.lost += exc.lost
     return contents
+
+
+async def _shown_from(store: Store, room: str, at: float) -> float | None:
+    latest = at
+    found = None
+    async with aclosing(store.load(room, at=_FOREVER)) as updates:
+        async for _, when, _ in updates:
+            latest = max(latest, when)
+            if when <= at and latest > at + _SET_BACK:
+                found = latest
+    return found
 
 
 async def compact(
@@ -116,6 +147,41 @@ async def repair(store: Store, room: str, contents: Contents, *, keep_little: bo
             "left as it is. If you have no better copy, `ycore repair --keep-little` keeps those"
         )
     return await store.repair(room, _is_well_formed)
+
+
+async def fill_holes(store: Store, room: str, waiting: Waiting) -> str:
+    """Take what is missing of a room for collected, so that as much as can be of what waits for it
+    is shown. Returns where the room is now as it was.
+
+    Raises:
+        RoomNotFound, StoreUnavailable: nothing has changed.
+    """
+    where = await store.repair(room, _is_well_formed)
+    await store.append(room, [StoredUpdate(waiting.collected(), time.time())])
+    return where
+
+
+def described(waiting: Waiting) -> str:
+    """What waits, in words."""
+    held = [f"{clocks:,} of client {client}" for client, clocks in sorted(waiting.held.items())]
+    missing = [
+        f"{_clocks(start, end)} of client {client}"
+        for client, ranges in waiting.missing.items()
+        for start, end in ranges
+    ]
+    return (
+        f"{sum(waiting.held.values()):,} clocks of edits are held back ({_some(held)}), "
+        f"since what they build on is missing: {_some(missing)}"
+    )
+
+
+def _clocks(start: int, end: int) -> str:
+    return f"clock {start}" if end == start + 1 else f"clocks {start} to {end - 1}"
+
+
+def _some(parts: list[str]) -> str:
+    more = len(parts) - _TOLD
+    return ", ".join(parts[:_TOLD]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _is_well_formed(update: bytes) -> bool:

@@ -3,7 +3,9 @@
     python make_fixtures.py DIRECTORY
 
 makes a virtual environment for each of them in DIRECTORY, and the stores beside this file; and
-`loaded.json`, with what each package itself loads from what it wrote, as updates.
+`loaded.json`, with what each package itself loads from what it wrote, as updates. Of notebooks in
+`.jupyter_ystore.db`, from which rows were lost as from many real ones, `shown.json` has what pycrdt
+shows.
 """
 
 from __future__ import annotations
@@ -122,6 +124,76 @@ async def load(file, room, store, one_by_one=False):
 def database(name, **attributes):
     return type("Store", (SQLiteYStore,), {"db_path": str(out / name), **attributes})
 
+def notebook():
+    "A notebook as JupyterLab and its server edit it, with 13 cells."
+    server, lab = pycrdt.Doc(client_id=1111), pycrdt.Doc(client_id=2222)
+    for doc in (server, lab):
+        state = doc.get("state", type=pycrdt.Map)
+        meta = doc.get("meta", type=pycrdt.Map)
+        cells = doc.get("cells", type=pycrdt.Array)
+
+        def cell(source, number):
+            return pycrdt.Map({
+                "id": f"cell-{number}", "cell_type": "code", "metadata": pycrdt.Map({}),
+                "source": pycrdt.Text(source), "outputs": pycrdt.Array(), "execution_count": None,
+            })
+
+        if doc is server:
+            steps = [lambda: state.update({"path": "nötes.ipynb"}),
+                     lambda: meta.update({"nbformat": 4, "nbformat_minor": 5})]
+            steps += [
+                lambda n=n: cells.append(cell(f"print('héllo 🌍', {n})", n))
+                for n in range(12)
+            ]
+        else:
+            steps = [lambda: cells.append(cell("", 12)), lambda: state.update({"dirty": True})]
+            for character in "x = 1":
+                def typed(character=character):
+                    text = cells[12]["source"]
+                    text.insert(len(text), character)
+                steps.append(typed)
+            steps += [
+                lambda: cells[3].update({"execution_count": 1}),
+                lambda: cells[3]["outputs"].append(pycrdt.Map({"output_type": "stream"})),
+                lambda: cells[3]["source"].clear(),
+                lambda: cells[3]["source"].insert(0, "# nothing"),
+            ]
+        for step in steps:
+            before = doc.get_state()
+            step()
+            yield doc.get_update(before)
+        lab.apply_update(server.get_update())
+
+async def notebooks():
+    updates = list(notebook())
+    lost = {"whole": None, "path": 0, "cell": 4, "flag": 15, "typed": 18}
+    Store = database(".jupyter_ystore.db")
+    for room, row in lost.items():
+        await write(Store(room), updates)
+    import sqlite3
+    with sqlite3.connect(out / ".jupyter_ystore.db") as db:
+        for room, row in lost.items():
+            if row is not None:
+                [(rowid,)] = db.execute(
+                    "SELECT rowid FROM yupdates WHERE path = ? LIMIT 1 OFFSET ?", (room, row)
+                )
+                db.execute("DELETE FROM yupdates WHERE rowid = ?", (rowid,))
+    db.close()
+    shown = {}
+    for room in lost:
+        store, doc = Store(room), pycrdt.Doc()
+        await start(store)
+        await store.apply_updates(doc)
+        await stop(store)
+        shown[room] = {
+            name: doc.get(name, type=kind).to_py()
+            for name, kind in (
+                ("state", pycrdt.Map), ("meta", pycrdt.Map), ("cells", pycrdt.Array)
+            )
+        }
+    text = json.dumps(shown, indent=1, ensure_ascii=False)
+    (out / "shown.json").write_text(text + "\n")
+
 async def main():
     (out / "files").mkdir()
     os.chdir(out / "files")
@@ -163,6 +235,8 @@ async def main():
         await special("compressed.db", compressing=True)
     if hasattr(SQLiteYStore, "checkpoint_interval"):
         await special("checkpoints.db", checkpoint_interval=2)
+    if "checkpoint_interval" in vars(SQLiteYStore):
+        await notebooks()
     (out / "loaded.json").write_text(json.dumps(loaded, indent=1, ensure_ascii=False) + "\n")
 
 asyncio.run(main())
