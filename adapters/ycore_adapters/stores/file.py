@@ -277,7 +277,7 @@ class FileStore(OwnedStore):
                 if self.fsync != "never" or log.failure is not None:
                     await to_thread.run_sync(log.sync)
                 elif log.is_open:
-                    await to_thread.run_sync(log.check)
+                    log.check()
                 log.close()
             if self._logs.get(room) is log:
                 del self._logs[room]
