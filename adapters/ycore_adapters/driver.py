@@ -668,15 +668,11 @@ class Driver:
     def _stored(self, room: Room, work: _Work, count: int, updates: list[StoredUpdate]) -> None:
         """So many effects can be carried out, now that their updates are stored."""
         self._do(work.take(count))
-        if updates:
-            self._compact_if_outgrown(room)
+        if updates and self._store.outgrown(room.name) and room not in self._compact_at:
+            self._compact_soon(room)
 
-    def _compact_if_outgrown(self, room: Room) -> None:
-        if (
-            self._store.outgrown(room.name)
-            and room not in self._compacting
-            and room not in self._compact_at
-        ):
+    def _compact_soon(self, room: Room) -> None:
+        if room not in self._compacting:
             self._compacting[room] = anyio.Event()
             self._tasks.start_soon(self._compact, room)
 
@@ -981,7 +977,7 @@ class Driver:
         for room in [room for room, again in self._compact_at.items() if now >= again]:
             del self._compact_at[room]
             if self.hub.rooms.get(room.name) is room:
-                self._compact_if_outgrown(room)
+                self._compact_soon(room)
 
     async def _tick(self) -> None:
         while True:

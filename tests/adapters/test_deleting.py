@@ -53,7 +53,7 @@ async def test_what_is_typed_after_it_builds_on_nothing_that_was_deleted(
         async with Driver(store) as driver:
             a = Client(driver)
             await a.say(ASK_ALL, edit(1, 0), edit(1, 1))
-            await settle()
+            await driver.stored("r")
             driver.leave(a.member)
             with pytest.raises(RoomInUse, match=r"Driver\.delete"):
                 await store.delete("r")
@@ -61,10 +61,10 @@ async def test_what_is_typed_after_it_builds_on_nothing_that_was_deleted(
             assert [room async for room in store.rooms()] == []
             b = Client(driver)
             await b.say(ASK_ALL)
-            await settle()
+            await driver.stored("r")
             assert b.document() == b"\0\0"
             await b.say(edit(2, 0))
-            await settle()
+            await driver.stored("r")
         await store.release("r")
     async with open_store() as store:
         contents = await read(store, "r")

@@ -130,6 +130,8 @@ class FileStore(OwnedStore):
         self.keep_history = keep_history
         self.compact_from = compact_from
         self._logs: dict[str, LogFile] = {}
+        self._compact_again: dict[str, int] = {}
+        """Room -> how long its log is to be before compacting is tried again, after it failed."""
         self._is_open = False
         self._whole: int | None = None
         """A descriptor to sync the whole file system by, if it can be relied upon to do that."""
@@ -210,6 +212,7 @@ class FileStore(OwnedStore):
         if log.compacting:
             raise StoreUnavailable(f"{log.path} is being compacted already")
         log.compacting = True
+        self._compact_again[room] = copied + self.compact_from
         beside = log.beside()
         try:
             await to_thread.run_sync(log.write_snapshot, beside, await snapshot())
@@ -220,12 +223,13 @@ class FileStore(OwnedStore):
         finally:
             log.compacting = False
             beside.discard()
+        self._compact_again.pop(room, None)
 
     def outgrown(self, room: str) -> bool:
         log = self._logs.get(room)
         if log is None or log.size is None or log.size < self.compact_from:
             return False
-        return log.size >= 2 * log.snapshot
+        return log.size >= max(2 * log.snapshot, self._compact_again.get(room, 0))
 
     async def delete(self, room: str) -> None:
         log = self._log(room)
@@ -281,6 +285,7 @@ class FileStore(OwnedStore):
                 log.close()
             if self._logs.get(room) is log:
                 del self._logs[room]
+            self._compact_again.pop(room, None)
 
     async def repair(self, room: str, keep: Callable[[bytes], bool]) -> str:
         log = self._log(room)

@@ -11,7 +11,6 @@ from typing import Final
 from ycore import RemoteProtocolError, StructStore, check_update
 from ycore.doc import Doc, Waiting
 from ycore.steps import finish
-from ycore.updates import parse_update, undeleted_value
 
 from .interface import RoomCorrupt, Store, StoredUpdate, StoreUnavailable
 
@@ -196,9 +195,8 @@ async def import_update(store: Store, room: str, update: bytes) -> None:
     """Add an update to a room, or make one of it.
 
     Raises:
-        RemoteProtocolError: it is malformed, or no client could read the document any more.
+        RemoteProtocolError: it is malformed.
         StoreError: the store did not take it.
     """
-    if (value := undeleted_value(parse_update(update))) is not None:
-        raise RemoteProtocolError(f"the value {value} of a key is longer than one and not deleted")
+    check_update(update)
     await store.append(room, [StoredUpdate(update, time.time())])
