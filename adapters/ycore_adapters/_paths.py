@@ -27,12 +27,17 @@ def no_room(prefix: str) -> Answer:
     return 404, f"no room here: connect to {prefix}your-room-name", []
 
 
-def plain_answer(method: str, path: str, prefix: str, problem: str | None) -> Answer:
-    """To who asks for no WebSocket. The problem is `Driver.health`."""
+def plain_answer(
+    method: str, path: str, prefix: str, problem: str | None, unsynced: float = 0.0
+) -> Answer:
+    """To who asks for no WebSocket. The problem is `Driver.health`, and how much is not synced
+    `Driver.unsynced`."""
     if method not in ("GET", "HEAD"):
         return 405, "only GET", [(b"Allow", b"GET, HEAD")]
     if path == "/health":
-        return (200, "ok", []) if problem is None else (503, problem, [])
+        if problem is not None:
+            return 503, problem, []
+        return 200, f"ok, oldest unsynced edit: {unsynced:.1f} s" if unsynced else "ok", []
     if in_prefix(path, prefix) is not None:
         return 426, "connect with a WebSocket", [(b"Upgrade", b"websocket")]
     return 404, "nothing here", []

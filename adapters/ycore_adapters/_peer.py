@@ -87,6 +87,7 @@ class Peer:
         max_request_headers: int = 100,
         compression: bool = False,
         health: Callable[[], str | None] = lambda: None,
+        unsynced: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.state = PeerState.REQUEST
         self.window: Window | None = None
@@ -98,6 +99,8 @@ class Peer:
         self._compression = compression
         self._health = health
         """Says what is wrong with the server, if something is."""
+        self._unsynced = unsynced
+        """Says for how many seconds a power cut has been able to take something."""
         self._http: h11.Connection | None = h11.Connection(
             h11.SERVER, max_incomplete_event_size=max_request_bytes
         )
@@ -180,9 +183,9 @@ class Peer:
             check_request(event.method, event.http_version, headers)
             path, query = split_target(event.target.decode("ascii"))
             if not wants_websocket(headers):
-                self._answer(
-                    *plain_answer(event.method.decode(), path, self._prefix, self._health())
-                )
+                method = event.method.decode()
+                problem = self._health()
+                self._answer(*plain_answer(method, path, self._prefix, problem, self._unsynced()))
                 return []
             answer = accept_headers(event.method, event.http_version, headers)
             room = self._room_of(path)

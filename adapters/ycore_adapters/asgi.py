@@ -226,8 +226,10 @@ class ASGIApp:
         await send(last)
 
     async def _plain(self, scope: Scope, send: Send) -> None:
-        problem = _HOW_TO_START if self._driver is None else self._driver.health()
-        answer = plain_answer(scope["method"], _path(scope), self._prefix, problem)
+        driver = self._driver
+        problem = _HOW_TO_START if driver is None else driver.health()
+        unsynced = 0.0 if driver is None else driver.unsynced()
+        answer = plain_answer(scope["method"], _path(scope), self._prefix, problem, unsynced)
         with_body = scope["method"] != "HEAD"
         await _answer(send, answer, "http.response", with_body=with_body)
 

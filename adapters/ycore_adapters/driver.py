@@ -92,6 +92,9 @@ had something to do to be busy."""
 _RETRY_FIRST: Final = 0.1
 _RETRY_MOST: Final = 2.0
 """Seconds between two tries of a store that fails; each time twice as long, up to that."""
+_UNSYNCED_LATE: Final = 10.0
+"""How old in seconds an edit may get that is not synced, before that is a problem: it should be a
+second or so."""
 _SLOW: Final = 5.0
 """After how many seconds without an answer a store is said to fail."""
 _COMPACT_AGAIN: Final = 60.0
@@ -556,8 +559,16 @@ class Driver:
 
     def health(self) -> str | None:
         """What is wrong, in words that tell nobody the names of rooms; None if nothing is."""
-        failing = len(self.problems())
-        return f"rooms that can't be stored at the moment: {failing}" if failing else None
+        if failing := len(self.problems()):
+            return f"rooms that can't be stored at the moment: {failing}"
+        if (age := self.unsynced()) > _UNSYNCED_LATE:
+            return f"the disk does not keep up: oldest unsynced edit: {age:.1f} s"
+        return None
+
+    def unsynced(self) -> float:
+        """How old the oldest edit is that is stored and not synced yet, in seconds; 0 if there is
+        none, or the store promises no syncing."""
+        return self._store.unsynced()
 
     async def drain(self) -> None:
         """Store what was accepted, then send everyone away (1001): the server goes down."""

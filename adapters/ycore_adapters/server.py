@@ -665,6 +665,7 @@ class Server:
             max_request_headers=settings.max_request_headers,
             compression=settings.compression,
             health=self.driver.health,
+            unsynced=self.driver.unsynced,
         )
 
     def stop(self) -> None:

@@ -14,6 +14,7 @@ from ycore_adapters.stores._log import (
     MAGIC,
     MAX_NAME,
     Damaged,
+    Later,
     LogError,
     Record,
     TornTail,
@@ -21,6 +22,7 @@ from ycore_adapters.stores._log import (
     decode_records,
     encode_header,
     encode_record,
+    recover,
 )
 
 SALT = 0xC0FFEE42
@@ -112,7 +114,7 @@ FLIPS: dict[str, tuple[int, int, type[LogError], int | None]] = {
     "first record": (BOUNDS[0], BOUNDS[1], Damaged, BOUNDS[0]),
     "empty record": (BOUNDS[1], BOUNDS[2], Damaged, BOUNDS[1]),
     "third record": (BOUNDS[2], BOUNDS[3], Damaged, BOUNDS[2]),
-    "last record": (BOUNDS[3], BOUNDS[4], TornTail, BOUNDS[3]),
+    "last record": (BOUNDS[3], BOUNDS[4], Damaged, BOUNDS[3]),
 }
 
 
@@ -120,7 +122,8 @@ FLIPS: dict[str, tuple[int, int, type[LogError], int | None]] = {
 def test_a_flipped_bit_never_gives_a_wrong_record(
     begin: int, end: int, error: type[LogError], offset: int | None
 ) -> None:
-    """The records before it are given, and it is damage, unless it is in the last record."""
+    """The records before it are given, and it is damage, in the last record too: no write that was
+    cut off leaves a record that is all there."""
     before = [
         payload for payload, bound in zip(PAYLOADS, BOUNDS[1:], strict=True) if bound <= begin
     ]
@@ -141,17 +144,102 @@ def test_a_tail_of_zeros_is_torn(zeros: int) -> None:
     assert told(read(LOG + bytes(zeros))[1]) == (TornTail, len(LOG))
 
 
-@pytest.mark.parametrize("records", [1, 2, 3])
-def test_a_write_of_several_records_of_which_the_rest_is_zeros_is_torn(records: int) -> None:
-    """One append wrote them all, and the power went: no whole record is behind the broken one."""
-    first = len(RECORDS) - records
-    for cut in range(BOUNDS[first], len(LOG)):
-        zeroed = LOG[:cut] + bytes(len(LOG) - cut)
-        if zeroed == LOG:
-            continue
-        # Zeros may be what was there: torn is the first record that really differs.
-        hit = next(b for b, end in pairwise(BOUNDS) if zeroed[b:end] != LOG[b:end])
-        assert told(read(zeroed)[1]) == (TornTail, hit), cut
+BLOCK = 4096
+BATCH = [bytes([65 + i]) * 3000 for i in range(5)]
+"""Updates that one append wrote; not a zero in them."""
+
+
+@pytest.mark.parametrize("fill", [0, 1, BLOCK - len(LOG) - 10, BLOCK - len(LOG)])
+@pytest.mark.parametrize("lost", [[0], [1], [3], [0, 1, 2, 3, 4], [1, 2], [2, 3, 4]])
+def test_a_batch_of_which_blocks_were_never_written_is_torn(fill: int, lost: list[int]) -> None:
+    """The file got longer, and the power went before all blocks were on the disk: what they had
+    before is there, which is nothing of the batch. Only if a whole record comes behind it can't be
+    told from damage, and must not be cut."""
+    before = LOG
+    if fill > 0:
+        before += encode_record(b"f" * max(fill - 21, 0), time=1_000, salt=SALT)
+    records = [encode_record(update, time=1_000, salt=SALT) for update in BATCH]
+    bounds = [len(before)]
+    for record in records:
+        bounds.append(bounds[-1] + len(record))
+    whole = before + b"".join(records)
+    left = bytearray(whole)
+    for block in lost:
+        begin, end = max(block * BLOCK, len(before)), (block + 1) * BLOCK
+        left[begin:end] = bytes(len(left[begin:end]))
+    data = bytes(left)
+    intact = [data[a:b] == record for (a, b), record in zip(pairwise(bounds), records, strict=True)]
+    first = intact.index(False) if False in intact else None
+    payloads, error = read(data)
+    if first is None:
+        assert error is None
+        return
+    assert payloads[-first:] == BATCH[:first] or not first
+    expected = Damaged if any(intact[first:]) else TornTail
+    assert told(error) == (expected, bounds[first])
+
+
+@pytest.mark.parametrize("zeros", [1, 2, 15])
+def test_zeros_that_an_update_ends_with_do_not_excuse_a_flipped_bit(zeros: int) -> None:
+    """Most updates end with one. Here the last of them are the first of a block."""
+    size = BLOCK - len(LOG) - 21
+    record = bytearray(encode_record(b"u" * size + bytes(zeros), time=1_000, salt=SALT))
+    record[100] ^= 1
+    assert told(read(LOG + bytes(record))[1]) == (Damaged, len(LOG))
+
+
+def test_a_snapshot_is_never_torn() -> None:
+    """Its file was synced before it got its name: who cut it off, or zeroed it, was no writer."""
+    snapshot = encode_record(b"all there was" * 1000, time=1_000, salt=SALT, snapshot=True)
+    start = len(HEADER)
+    for log in (HEADER + snapshot, HEADER + snapshot + RECORDS[0]):
+        for size in range(start + 5, start + len(snapshot), 7):
+            assert told(read(log[:size])[1]) == (Damaged, start)
+    zeroed = HEADER + snapshot[:BLOCK] + bytes(len(snapshot) - BLOCK)
+    assert told(read(zeroed)[1]) == (Damaged, start)
+
+
+@pytest.mark.parametrize("name", ["", "r", NAME, "x" * 3000])
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_of_a_header_every_byte_can_be_spared(name: str, snapshot: bool) -> None:
+    """Whichever is broken, the checksums tell the salt, so that no record is lost with it."""
+    header = encode_header(name, SALT)
+    log = header + encode_record(b"first", time=1, salt=SALT, snapshot=snapshot) + RECORDS[0]
+    places = range(len(header)) if len(header) < 100 else (0, 10, 13, 14, 1000, len(header) - 1)
+    for at in places:
+        for broken in (log[at] ^ 1, log[at] ^ 0xFF, log[at] ^ 0x10):
+            data = log[:at] + bytes([broken]) + log[at + 1 :]
+            with pytest.raises(Damaged):
+                decode_header(data)
+            assert recover(data, name) == (SALT, len(header)), at
+
+
+@pytest.mark.parametrize("name", ["r", NAME, "x" * 3000])
+def test_a_header_that_is_cut_off_is_torn_and_one_that_is_damaged_is_not(name: str) -> None:
+    """Even if nothing can be found behind it: if one knows the name, one knows what a beginning of
+    the header looks like."""
+    header = encode_header(name, SALT)
+    for size in (*range(19), len(header) - 5, len(header) - 1):
+        with pytest.raises(TornTail):
+            decode_header(header[:size], name)
+    log = bytearray(header + encode_record(b"first", time=1, salt=SALT))
+    log[10] ^= 1  # the salt, so that no record is found
+    for at in range(14, 18):
+        broken = bytes(log[:at]) + b"\xff" + bytes(log[at + 1 :])
+        with pytest.raises(Damaged):
+            decode_header(broken, name)
+
+
+@pytest.mark.parametrize("spared", ["salt", "header's checksum", "first record"])
+def test_of_the_places_that_tell_the_salt_one_is_enough(spared: str) -> None:
+    data = bytearray(LOG)
+    if spared != "salt":
+        data[10:14] = b"\xde\xad\xbe\xef"
+    if spared != "header's checksum":
+        data[len(HEADER) - 1] ^= 1
+    if spared != "first record":
+        data[len(HEADER)] ^= 1
+    assert recover(bytes(data), NAME)[0] == SALT
 
 
 @pytest.mark.parametrize(
@@ -161,9 +249,7 @@ def test_a_payload_does_not_pass_for_a_record(salt: int, error: type[LogError]) 
     """A payload with a record of another file in it is no whole record behind a broken one."""
     payload = b"..." + encode_record(b"evil", time=1, salt=salt) + b"..."
     log = LOG + encode_record(payload, time=1_000, salt=SALT)
-    broken = bytearray(log)
-    broken[len(LOG)] ^= 1
-    assert told(read(bytes(broken))[1]) == (error, len(LOG))
+    assert told(read(log[:-1])[1]) == (error, len(LOG))
 
 
 def _reseal(header: bytes) -> bytes:
@@ -177,7 +263,7 @@ NO_LOGS: dict[str, tuple[bytes, type[LogError]]] = {
     "zeros": (bytes(100), TornTail),
     "zeros, a large block of them": (bytes(4096), TornTail),
     "zeros but for the end": (bytes(100) + b"x", Damaged),
-    "later version": (_reseal(MAGIC + b"\x02\x00" + HEADER[10:]) + RECORDS[0], Damaged),
+    "later version": (_reseal(MAGIC + b"\x02\x00" + HEADER[10:]) + RECORDS[0], Later),
     "huge name": (_reseal(HEADER[:14] + b"\xff\xff\xff\xff" + HEADER[18:]), Damaged),
 }
 
@@ -196,7 +282,7 @@ def test_a_record_of_a_later_kind_is_not_skipped() -> None:
     record[17:21] = crc32(record[:17], SALT).to_bytes(4, "little")
     payloads, error = read(LOG + bytes(record) + RECORDS[0])
     assert payloads == list(PAYLOADS)
-    assert told(error) == (Damaged, len(LOG))
+    assert told(error) == (Later, len(LOG))
     assert "later ycore" in str(error)
 
 

@@ -211,7 +211,12 @@ def test_damage_is_found_and_repaired(data: Path) -> None:
         assert "ycore repair" in refused.output
     result = ycore(data, "repair", "r", "s")
     assert result.exit_code == 0
-    assert result.output.count("repaired; as it was, it is in") == 2
+    one, two, three = map(len, ABC)
+    lost = 0 if data.suffix else one  # a database does not tell
+    told = f"{lost} bytes could not be read; as it was, it is in"
+    assert f"r: repaired: 2 updates of {two + three} bytes are kept, {told}" in result.output
+    told = "8 bytes could not be read; as it was, it is in"
+    assert f"s: repaired: 2 updates of {one + two} bytes are kept, {told}" in result.output
     assert "nothing is damaged" in ycore(data, "repair", "r").output
     result = ycore(data, "verify")  # what was typed behind the damage waits for it
     assert result.exit_code == 3

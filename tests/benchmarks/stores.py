@@ -2,7 +2,9 @@
 
 Rounds take turns, so that a noisy machine is noisy for all; medians are shown. With --trace, the
 trace of a person's editing as well: the path of a file of github.com/josephg/editing-traces
-(`sequential_traces/automerge-paper.json.gz`), which Yjs in Node makes updates of.
+(`sequential_traces/automerge-paper.json.gz`), which Yjs in Node makes updates of. With --rooms,
+nothing but so many rooms with an edit a second each: how old edits get before they are synced, and
+how long the event loop stands still; --sync-ms has each sync of the disk take longer.
 """
 
 from __future__ import annotations
@@ -18,14 +20,24 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import TypeAlias
 
 import anyio
+from anyio import lowlevel
 from made import keystroke
-from ycore_adapters.stores import FileStore, MemoryStore, SQLiteStore, Store, StoredUpdate
+from ycore_adapters.stores import (
+    FileStore,
+    Fsync,
+    MemoryStore,
+    RoomNotFound,
+    SQLiteStore,
+    Store,
+    StoredUpdate,
+    file,
+)
 from ycore_adapters.stores.tools import compact, read
 
 from ycore import StructStore
@@ -40,6 +52,8 @@ Append: TypeAlias = Callable[[Sequence[bytes]], Awaitable[None]]
 Opened: TypeAlias = Callable[[Path], AbstractAsyncContextManager[Append]]
 
 ROUNDS = 5
+LOOK_EVERY = 0.005
+"""Seconds between two looks at whether the event loop stands still."""
 PEER_UPDATES = 10_000
 """How much of a trace pycrdt-store is given: it takes milliseconds for each update."""
 
@@ -303,14 +317,98 @@ async def tracing(trace: Path) -> None:
                 )
 
 
+# ---- many rooms
+
+
+async def many_rooms(count: int, seconds: float, sync_ms: float, work_us: float) -> None:
+    """As a server does: `append_now`, and if it can't be done now, `append` in a task."""
+
+    def slower(sync: Callable[[int], None]) -> Callable[[int], None]:
+        def sync_slowly(fd: int) -> None:
+            sync(fd)
+            time.sleep(sync_ms / 1000)
+
+        return sync_slowly
+
+    if sync_ms:
+        os.fsync = slower(os.fsync)  # type: ignore[assignment]
+        file.syncfs = slower(file.syncfs)
+    print(f"{count:,} rooms, an edit a second each, {work_us:.0f} us of work an edit")
+    policies: tuple[Fsync, ...] = ("everysec", "never")
+    for policy in policies:
+        with tempfile.TemporaryDirectory(dir=".") as directory:
+            async with FileStore(directory, fsync=policy) as store:
+                done, ages, pauses = await edit_everywhere(store, count, seconds, work_us / 1e6)
+        print(
+            f"  {policy:10} {done / seconds:8,.0f} edits/s; oldest unsynced edit: median "
+            f"{ages[len(ages) // 2]:.2f} s, worst {ages[-1]:.2f} s; loop stands still: 99th "
+            f"percentile {pauses[len(pauses) * 99 // 100] * 1e3:.0f} ms, worst "
+            f"{pauses[-1] * 1e3:.0f} ms"
+        )
+
+
+async def edit_everywhere(
+    store: FileStore, count: int, seconds: float, work: float
+) -> tuple[int, list[float], list[float]]:
+    """Returns how many edits it were, how old the oldest unsynced one was from time to time, and
+    how long the event loop stood still."""
+    ages: list[float] = []
+    pauses: list[float] = []
+
+    async def look() -> None:
+        while True:
+            before = time.perf_counter()
+            await anyio.sleep(LOOK_EVERY)
+            pauses.append(time.perf_counter() - before - LOOK_EVERY)
+            if len(pauses) % 10 == 0:
+                ages.append(store.unsynced())
+
+    for number in range(count):
+        with suppress(RoomNotFound):
+            async for _ in store.load(f"room{number}"):
+                pass
+    done = 0
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(look)
+        begun = time.perf_counter()
+        while (passed := time.perf_counter() - begun) < seconds:
+            for number in range(done, int(passed * count)):
+                room = f"room{number % count}"
+                updates = [StoredUpdate(b"x" * 24, time.time())]
+                if not store.append_now(room, updates):
+                    tasks.start_soon(store.append, room, updates)
+                until = time.perf_counter() + work
+                while time.perf_counter() < until:
+                    pass
+                done += 1
+                if done % 20 == 0:
+                    await lowlevel.checkpoint()
+            await anyio.sleep(0.001)
+        tasks.cancel_scope.cancel()
+    return done, sorted(ages), sorted(pauses)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trace", type=Path)
     parser.add_argument("--log-mb", type=int, default=100)
+    parser.add_argument("--rooms", type=int)
+    parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--sync-ms", type=float, default=0)
+    parser.add_argument("--work-us", type=float, default=50)
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
         anyio.run(step, arguments.step[0], Path(arguments.step[1]))
+        return
+    if arguments.rooms:
+        anyio.run(
+            many_rooms,
+            arguments.rooms,
+            arguments.seconds,
+            arguments.sync_ms,
+            arguments.work_us,
+        )
         return
     if SQLiteYStore is None:
         print("pycrdt-store is not installed: ours alone")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from . import tools
+from .backup import backup_store
 from .migrate import migrate_store
 from .serve import serve
 
@@ -18,5 +19,5 @@ def main() -> None:
 
 
 main.add_command(serve)
-for tool in (*tools.COMMANDS, migrate_store):
+for tool in (*tools.COMMANDS, backup_store, migrate_store):
     main.add_command(tool)

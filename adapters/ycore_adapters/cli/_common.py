@@ -41,7 +41,12 @@ keep_history_option = click.option(
 
 
 def store_at(
-    path: Path, *, fsync: Fsync = "always", keep_history: bool = False, must_exist: bool = False
+    path: Path,
+    *,
+    fsync: Fsync = "always",
+    keep_history: bool = False,
+    must_exist: bool = False,
+    read_only: bool = False,
 ) -> Store:
     """The store at that path.
 
@@ -50,8 +55,13 @@ def store_at(
     """
     if must_exist and not path.exists():
         raise click.ClickException(f"there are no documents at {path}: say where with --data")
-    kind = SQLiteStore if path.suffix in _DATABASES else FileStore
-    return kind(path, fsync=fsync, keep_history=keep_history)
+    if is_database(path):
+        return SQLiteStore(path, fsync=fsync, keep_history=keep_history)
+    return FileStore(path, fsync=fsync, keep_history=keep_history, read_only=read_only)
+
+
+def is_database(path: Path) -> bool:
+    return path.suffix in _DATABASES
 
 
 def run(command: Callable[..., Awaitable[None]], *args: Any) -> None:
@@ -68,10 +78,10 @@ def run(command: Callable[..., Awaitable[None]], *args: Any) -> None:
 
 @asynccontextmanager
 async def opened(
-    data: Path, *, keep_history: bool = False, must_exist: bool = True
+    data: Path, *, keep_history: bool = False, must_exist: bool = True, read_only: bool = False
 ) -> AsyncGenerator[Store, None]:
-    """The store, while no server has it."""
-    store = store_at(data, keep_history=keep_history, must_exist=must_exist)
+    """The store, while no server has it. With `read_only`, no file is changed."""
+    store = store_at(data, keep_history=keep_history, must_exist=must_exist, read_only=read_only)
     try:
         await store.__aenter__()
     except StoreError as exc:

@@ -15,7 +15,7 @@ import click
 from ycore import RemoteProtocolError
 from ycore.doc import Doc, Waiting
 
-from ..stores import Store
+from ..stores import RoomCorrupt, Store
 from ..stores.tools import (
     Contents,
     compact,
@@ -93,7 +93,7 @@ def list_rooms(data: Path, long: bool, as_json: bool) -> None:
 
     async def command() -> None:
         has_holes = False
-        async with opened(data) as store:
+        async with opened(data, read_only=True) as store:
             names = await _names(store, ())
             if not (long or as_json):
                 for room in names:
@@ -150,12 +150,14 @@ def verify(data: Path, rooms: tuple[str, ...]) -> None:
     """
 
     async def command() -> None:
-        damaged = holes = 0
-        async with opened(data) as store:
+        well = damaged = torn = holes = 0
+        async with opened(data, read_only=True) as store:
             names = await _names(store, rooms)
             with progress("Verifying", len(names)) as bar:
                 for room in names:
                     contents = await _read(store, room, bar)
+                    contents.damage += await store.check_history(room)
+                    tail = store.problems().get(room)
                     await store.release(room)
                     bar.done()
                     damaged += bool(contents.damage)
@@ -163,11 +165,20 @@ def verify(data: Path, rooms: tuple[str, ...]) -> None:
                         click.echo(f"{quoted(room)}: {problem}")
                     waiting = contents.waiting()
                     if waiting.held:
-                        holes += not contents.damage
                         click.echo(f"{quoted(room)}: {described(waiting)}. {HOW_TO_FILL}")
-        well = len(names) - damaged - holes
+                    if tail is not None:
+                        click.echo(f"{quoted(room)}: {tail}, and not part of the room")
+                    if not contents.damage:
+                        holes += bool(waiting.held)
+                        torn += tail is not None
+                    well += not (contents.damage or waiting.held or tail)
+            nameless = [] if rooms else await store.nameless()
+            for problem in nameless:
+                click.echo(problem)
+        damaged += len(nameless)
         with_holes = f", {holes:,} with holes" if holes else ""
-        click.echo(f"{well:,} rooms are well, {damaged:,} damaged{with_holes}")
+        ends = f", {torn:,} end in a write cut short" if torn else ""
+        click.echo(f"{well:,} rooms are well, {damaged:,} damaged{with_holes}{ends}")
         if damaged or holes:
             raise click.exceptions.Exit(1 if damaged else HOLES)
 
@@ -177,38 +188,52 @@ def verify(data: Path, rooms: tuple[str, ...]) -> None:
 @click.command("repair", context_settings=CONTEXT)
 @data_option
 @click.argument("rooms", nargs=-1, required=True)
+@click.option("--keep-little", is_flag=True, help="Repair it even if most of it can't be read.")
 @click.option(
     "--fill-holes",
     "fill",
     is_flag=True,
     help="Give up on what is missing, so that what builds on it is shown as far as it can be.",
 )
-def repair_rooms(data: Path, rooms: tuple[str, ...], fill: bool) -> None:
+def repair_rooms(data: Path, rooms: tuple[str, ...], keep_little: bool, fill: bool) -> None:
     """Make damaged ROOMS usable again, with what can be read of them.
 
     What was stored is put aside. Clients that have what is missing bring it back when they connect:
-    but for what --fill-holes has given up on, which can't come any more.
+    but for what --fill-holes has given up on, which can't come any more. A room of which most would
+    be lost is left as it is, and the exit code is 1 then.
 
     With --fill-holes, the exit code is 3 if something is held back that nothing can bring.
     """
 
     async def command() -> None:
+        left = 0
         has_holes = False
         async with opened(data) as store:
             with progress("Repairing", len(rooms)) as bar:
                 for room in rooms:
                     before = await _read(store, room, bar)
                     if before.damage:
-                        where = await repair(store, room)
-                        click.echo(f"{quoted(room)}: repaired; as it was, it is in {where}")
+                        try:
+                            where = await repair(store, room, before, keep_little=keep_little)
+                        except RoomCorrupt as exc:
+                            left += 1
+                            click.echo(str(exc))
+                            await store.release(room)
+                            bar.done()
+                            continue
+                        click.echo(
+                            f"{quoted(room)}: repaired: {before.kept_updates:,} updates of "
+                            f"{before.kept:,} bytes are kept, {before.lost:,} bytes could not "
+                            f"be read; as it was, it is in {where}"
+                        )
                         before = await _read(store, room, bar)
                     elif not (fill and before.waiting().held):
                         click.echo(f"{quoted(room)}: nothing is damaged, left as it is")
                     has_holes |= await _mind_holes(store, room, before, fill=fill)
                     await store.release(room)
                     bar.done()
-        if has_holes and fill:
-            raise click.exceptions.Exit(HOLES)
+        if left or (has_holes and fill):
+            raise click.exceptions.Exit(1 if left else HOLES)
 
     run(command)
 
@@ -270,7 +295,7 @@ def show(data: Path, at: float | None, text: bool, room: str, names: tuple[str, 
     """
 
     async def command() -> None:
-        async with opened(data) as store:
+        async with opened(data, read_only=True) as store:
             with progress("Reading", 1) as bar:
                 contents = await _read(store, room, bar, at)
         view = Doc.view(contents.document)
@@ -320,7 +345,7 @@ def export_room(data: Path, at: float | None, room: str, file: Path) -> None:
         raise click.UsageError("an update is binary: name a file for it")
 
     async def command() -> None:
-        async with opened(data) as store:
+        async with opened(data, read_only=True) as store:
             with progress("Reading", 1) as bar:
                 contents = await _read(store, room, bar, at)
         if contents.damage:

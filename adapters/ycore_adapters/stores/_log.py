@@ -12,8 +12,14 @@ Integers are little-endian. `time` is milliseconds since 1970. `crc` covers the 
 `headCrc` the record's fields before it, `payloadCrc` the payload, both starting from the file's
 random salt, so that no payload can hold bytes that pass for a record.
 
-A writer that died leaves a torn tail: bytes behind the last whole record with no whole record after
-them. Bad bytes with a whole record after them are damage of another kind, and never skipped unsaid.
+A writer that died, or a power cut, leaves a torn tail: its last record ends with the file before it
+is complete, or blocks of it were never written and are zeros; and no whole record is behind it.
+Whatever else is broken is damage, and never skipped unsaid: a sound head with a payload that is all
+there and is another, a head that is neither cut off nor zeros, bad bytes with a whole record after
+them. A snapshot is never torn, for it was synced before its file took the log's name.
+
+A header that is damaged takes no record with it: the salt is also in its checksum, and in those of
+the records, whose starting value can be computed (`recover`).
 """
 
 from __future__ import annotations
@@ -44,10 +50,17 @@ _ANY_KIND: Final = re.compile(b"[%b]" % bytes(_KINDS))
 _HEADER: Final = Struct("<8sHII")
 _HEAD: Final = Struct("<IBQI")
 _INT: Final = Struct("<I")
-_HEAD_SIZE: Final = _HEAD.size + _INT.size
+HEAD_SIZE: Final = _HEAD.size + _INT.size
+"""What a record has beside its payload, in bytes."""
 _KIND_AT: Final = 4
 """Where in a record its kind is."""
 _SCAN_BYTES: Final = 64 * 1024
+_BLOCK: Final = 4096
+"""What file systems write, or have not written, as a whole."""
+_FEW_ZEROS: Final = 16
+"""So many at the end of a file may well be the end of an update."""
+_POLYNOMIAL: Final = 0xEDB88320
+"""Of CRC-32, as zlib has it."""
 MAX_NAME: Final = 2**14
 """How many characters a room's name may have. An HTTP request could hardly carry more."""
 
@@ -79,7 +92,11 @@ class TornTail(LogError):
 
 
 class Damaged(LogError):
-    """It is no log of this version, or something in the middle of it is broken."""
+    """It is no log of this version, or something is broken that was whole once."""
+
+
+class Later(Damaged):
+    """It is of a version that this one can't read."""
 
 
 def encode_header(name: str, salt: int) -> bytes:
@@ -98,40 +115,78 @@ def encode_record(
     return b"".join((head, _INT.pack(crc32(head, salt)), payload))
 
 
-def decode_header(data: Buffer) -> tuple[str, int, int]:
+def decode_header(data: Buffer, name: str | None = None) -> tuple[str, int, int]:
     """Return the room's name, the salt, and where the records begin.
+
+    Args:
+        name: what it should be, if that is known: then what is cut off can be told from what is
+            damaged.
 
     Raises:
         TornTail: the file ends before its header does.
         Damaged: it is something else, or of another version.
     """
     size = len(data)
-    if size < _HEADER.size:
-        if not (MAGIC.startswith(data[: len(MAGIC)]) or _is_blank(data)):
-            raise Damaged(0, "no ycore log")
-        raise TornTail(0, "incomplete header")
     if _is_blank(data):
         raise TornTail(0, "blank header")
-    magic, version, salt, length = _HEADER.unpack(data[: _HEADER.size])
-    if magic != MAGIC:
+    magic, version, salt, length = _HEADER.unpack(data[: _HEADER.size].ljust(_HEADER.size, b"\0"))
+    if magic != MAGIC and not MAGIC.startswith(data[: len(MAGIC)]):
         raise Damaged(0, "no ycore log")
-    if version != VERSION:
-        raise Damaged(8, f"log version {version}, this ycore reads version {VERSION},")
     end = _HEADER.size + length
+    if size < _HEADER.size or size < end + _INT.size:
+        if name is not None:
+            expected = encode_header(name, salt)
+            is_whole_so_far = size < len(expected) and data[:size] == expected[:size]
+        else:
+            is_whole_so_far = (
+                length <= _MAX_NAME_BYTES and next_record(data, _HEADER.size, salt) is None
+            )
+        if is_whole_so_far:
+            raise TornTail(0, "incomplete header")
+        raise Damaged(0, "broken header")
     if length > _MAX_NAME_BYTES:
         raise Damaged(0, "broken header")
-    if size < end + _INT.size:
-        if next_record(data, _HEADER.size, salt) is not None:  # the length is what is broken
-            raise Damaged(0, "broken header")
-        raise TornTail(0, "incomplete header")
     if crc32(data[:end]) != _INT.unpack(data[end : end + _INT.size])[0]:
         raise Damaged(0, "broken header")
+    if version != VERSION:
+        raise Later(8, f"log version {version}, this ycore reads version {VERSION},")
     return data[_HEADER.size : end].decode("utf-8", "surrogatepass"), salt, end + _INT.size
 
 
-def salt_of(data: Buffer) -> int:
-    """What is in the place of the salt, of a header that is broken perhaps elsewhere."""
-    return int(_HEADER.unpack(data[: _HEADER.size].ljust(_HEADER.size, b"\0"))[2])
+def recover(data: Buffer, name: str) -> tuple[int, int]:
+    """What can be told of a log of that name whose header is damaged: the salt, and where the
+    records begin.
+
+    The salt may be what is broken, or the checksum that tells it, or the first record: one of them
+    does, if a record is left that is whole.
+    """
+    raw = name.encode("utf-8", "surrogatepass")
+    before, after = _HEADER.pack(MAGIC, VERSION, 0, len(raw))[:10], _INT.pack(len(raw)) + raw
+    end = _HEADER.size + len(raw)
+    start = end + _INT.size
+    found = data[: start + HEAD_SIZE].ljust(start + HEAD_SIZE, b"\0")
+    (stored,) = _INT.unpack_from(found, len(before))
+    (checksum,) = _INT.unpack_from(found, end)
+    (first,) = _INT.unpack_from(found, start + _HEAD.size)
+    for salt in (
+        stored,
+        crc32(before) ^ _crc_started_from(bytes(_INT.size) + after, checksum),
+        _crc_started_from(found[start : start + _HEAD.size], first),
+    ):
+        if next_record(data, 0, salt) is not None:
+            return salt, start
+    return stored, start
+
+
+def _crc_started_from(data: bytes, crc: int) -> int:
+    """The x of crc32(data, x) == crc."""
+    register = ~crc & 0xFFFFFFFF
+    for byte in reversed(data):
+        for _ in range(8):
+            carried = register >> 31
+            register = ((register ^ _POLYNOMIAL * carried) << 1 | carried) & 0xFFFFFFFF
+        register ^= byte
+    return ~register & 0xFFFFFFFF
 
 
 def _is_blank(data: Buffer) -> bool:
@@ -152,8 +207,7 @@ def decode_records(data: Buffer, start: int, salt: int) -> Iterator[Record]:
     while pos < size:
         record = _decode_record(data, pos, salt)
         if record is None:
-            after = next_record(data, pos, salt)
-            if after is not None:
+            if not _may_be_torn(data, pos, salt) or next_record(data, pos, salt) is not None:
                 raise Damaged(pos, "broken record")
             raise TornTail(pos, "incomplete record")
         yield record
@@ -174,15 +228,51 @@ def next_record(data: Buffer, pos: int, salt: int) -> int | None:
     return None
 
 
-def _decode_record(data: Buffer, pos: int, salt: int) -> Record | None:
-    head = data[pos : pos + _HEAD_SIZE]
+def _may_be_torn(data: Buffer, pos: int, salt: int) -> bool:
+    """Whether the broken record there can be what a kill or a power cut left of a write."""
+    head = _decode_head(data, pos, salt)
+    if head is None:
+        end = pos + HEAD_SIZE
+        if end > len(data):
+            return data[pos:][_KIND_AT : _KIND_AT + 1] != bytes([SNAPSHOT])
+        return _was_not_written(data, pos, end)
+    length, kind, _, _ = head
+    end = pos + HEAD_SIZE + length
+    if kind == SNAPSHOT:
+        return False
+    return end > len(data) or _was_not_written(data, pos, end)
+
+
+def _was_not_written(data: Buffer, start: int, stop: int) -> bool:
+    """Whether of what begins at `start` a block, or the part of it that is behind `start`, is all
+    zeros, as a file system leaves it that made the file longer and has not written it yet."""
+    size = len(data)
+    for block in range(start - start % _BLOCK, stop, _BLOCK):
+        begin, end = max(block, start), min(block + _BLOCK, size)
+        if begin > start and end == size < begin + _FEW_ZEROS:
+            return False
+        if not data[begin:end].strip(b"\0"):
+            return True
+    return False
+
+
+def _decode_head(data: Buffer, pos: int, salt: int) -> tuple[int, int, int, int] | None:
+    """The fields of a record, but for the last."""
+    head = data[pos : pos + HEAD_SIZE]
     if (
-        len(head) < _HEAD_SIZE
+        len(head) < HEAD_SIZE
         or crc32(head[: _HEAD.size], salt) != _INT.unpack_from(head, _HEAD.size)[0]
     ):
         return None
-    length, kind, time, payload_crc = _HEAD.unpack_from(head)
-    begin = pos + _HEAD_SIZE
+    return _HEAD.unpack_from(head)
+
+
+def _decode_record(data: Buffer, pos: int, salt: int) -> Record | None:
+    head = _decode_head(data, pos, salt)
+    if head is None:
+        return None
+    length, kind, time, payload_crc = head
+    begin = pos + HEAD_SIZE
     payload = data[begin : begin + length] if begin + length <= len(data) else None
     if payload is None or crc32(payload, salt) != payload_crc:
         return None
@@ -191,5 +281,5 @@ def _decode_record(data: Buffer, pos: int, salt: int) -> Record | None:
         cut = _INT.size + _INT.unpack_from(payload)[0]
         metadata, payload = payload[_INT.size : cut], payload[cut:]
     elif kind not in _KINDS:
-        raise Damaged(pos, f"record of kind {kind}, which only a later ycore knows,")
+        raise Later(pos, f"record of kind {kind}, which only a later ycore knows,")
     return Record(kind == SNAPSHOT, time, payload, metadata, begin + length)

@@ -11,7 +11,9 @@ meantime is copied behind, and it is renamed. A crash leaves the old file or the
 whole. The salt stays, so that records can be copied as they are.
 
 A sync that fails leaves nobody knowing what the disk has of a file, and the next one may succeed
-all the same. So then the whole log is written anew (`heal`), out of the system's cache.
+all the same. So then the whole log is written anew (`heal`), out of the system's cache. So it is
+when somebody has removed the file, or put another in its place, while a server has it: all that was
+written is still behind the descriptor. A file that was cut short is past healing, and refused.
 """
 
 from __future__ import annotations
@@ -20,15 +22,21 @@ import logging
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import anyio
 
+from ycore import RemoteProtocolError, StructStore
+from ycore.updates import parse_update
+
 from ._log import (
+    HEAD_SIZE,
     Damaged,
+    Later,
     Record,
     TornTail,
     decode_header,
@@ -36,9 +44,9 @@ from ._log import (
     encode_header,
     encode_record,
     next_record,
-    salt_of,
+    recover,
 )
-from ._owned import failed, translated
+from ._owned import failed, identity, translated
 from ._past import Until
 from .interface import HistoryNotKept, RoomCorrupt, RoomNotFound, StoredUpdate, StoreUnavailable
 
@@ -46,14 +54,14 @@ logger = logging.getLogger(__name__)
 
 SUFFIX: Final = ".ylog"
 NEW: Final = ".new"
-_PAST: Final = ".past"
+PAST: Final = ".past"
 _TORN: Final = ".torn"
 _DAMAGED: Final = ".damaged"
 _CHUNK: Final = 1024 * 1024
 """How much is read, or copied, in one go."""
 
 
-def _sync_path(path: Path) -> None:
+def sync_path(path: Path) -> None:
     """Make a file's content durable, or the names in a directory."""
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -83,14 +91,28 @@ class _Bytes:
         return self._window[start - self._at : stop - self._at]
 
 
-class _Reading:
+class Reading:
     """One pass over a log file, which goes on behind what is broken and remembers it."""
 
-    def __init__(self, room: str, path: Path, *, until: int | None = None) -> None:
+    def __init__(
+        self,
+        room: str,
+        path: Path,
+        *,
+        fd: int | None = None,
+        until: int | None = None,
+        synced: bool = False,
+    ) -> None:
         self._room = room
         self._path = path
+        self._fd = fd
+        """The file, if it is open already."""
         self._until = until
         """Where to stop, if not at the end of the file."""
+        self._synced = synced
+        """Whether all of it was once synced, so that nothing in it is torn."""
+        self.identity = (0, 0)
+        """Which file it was."""
         self.salt = 0
         self.end = 0
         """Where the last whole record ended."""
@@ -100,33 +122,46 @@ class _Reading:
         """What is behind, and was never completely written."""
         self.broken: list[str] = []
         """What can't be read in the middle of it."""
+        self.lost = 0
+        """How many bytes that are, about."""
 
     def records(self) -> Generator[Record, None, None]:
         """Raises RoomNotFound, StoreUnavailable; of what is broken it only takes note."""
         with translated(f"can't read {self._path}"):
+            if self._fd is not None:
+                yield from self._records_of(self._fd)
+                return
             try:
                 fd = os.open(self._path, os.O_RDONLY)
             except FileNotFoundError:
                 raise RoomNotFound(f"there is no {self._path}") from None
             try:
-                size = os.fstat(fd).st_size if self._until is None else self._until
-                yield from self._records(_Bytes(fd, size))
+                yield from self._records_of(fd)
             finally:
                 os.close(fd)
+
+    def _records_of(self, fd: int) -> Iterator[Record]:
+        stat = os.fstat(fd)
+        self.identity = identity(stat)
+        yield from self._records(_Bytes(fd, stat.st_size if self._until is None else self._until))
 
     def _records(self, data: _Bytes) -> Iterator[Record]:
         pos: int | None
         try:
-            name, self.salt, pos = decode_header(data)
+            name, self.salt, pos = decode_header(data, self._room)
             if name != self._room:
-                self.broken.append(f"it is the log of the room {name!r}")
+                self._note(f"it is the log of the room {name!r}", len(data))
                 return
+        except Later as exc:
+            self._note(str(exc), len(data))
+            return
         except Damaged as exc:
-            self.broken.append(str(exc))
-            self.salt = salt_of(data)
+            self.salt, start = recover(data, self._room)
             pos = next_record(data, 0, self.salt)
-        except TornTail:
-            self.tail = data[:]
+            until = len(data) if pos is None else pos
+            self._note(str(exc), until - start - HEAD_SIZE)
+        except TornTail as exc:
+            self._end_torn(data, exc)
             return
         while pos is not None:
             try:
@@ -139,17 +174,29 @@ class _Reading:
                 return
             except TornTail as exc:
                 self.end = exc.offset
-                self.tail = data[exc.offset :]
+                self._end_torn(data, exc)
                 return
             except Damaged as exc:
                 pos = next_record(data, exc.offset, self.salt)
                 until = len(data) if pos is None else pos
-                self.broken.append(f"{exc} to {until}")
+                self._note(f"{exc} to {until}", until - exc.offset - HEAD_SIZE)
+
+    def _end_torn(self, data: _Bytes, exc: TornTail) -> None:
+        if self._synced:
+            self._note(str(exc), len(data) - exc.offset - HEAD_SIZE)
+        else:
+            self.tail = data[exc.offset :]
+
+    def _note(self, what: str, lost: int) -> None:
+        self.broken.append(what)
+        self.lost += max(lost, 0)
 
     def check(self) -> None:
         if self.broken:
             what = "; ".join(self.broken)
-            raise RoomCorrupt(f"{self._path}: {what}. `ycore repair` keeps what can be read")
+            raise RoomCorrupt(
+                f"{self._path}: {what}. `ycore repair` keeps what can be read", self.lost
+            )
 
 
 class Beside:
@@ -218,12 +265,19 @@ class LogFile:
     """The log of one room, and what is kept beside it."""
 
     def __init__(
-        self, room: str, path: Path, *, syncs: bool = True, keep_history: bool = False
+        self,
+        room: str,
+        path: Path,
+        *,
+        syncs: bool = True,
+        keep_history: bool = False,
+        read_only: bool = False,
     ) -> None:
         self.room = room
         self.path = path
         self._syncs = syncs
         """Whether what is read has to be durable."""
+        self._read_only = read_only
         self._keep_history = keep_history
         # Who needs both takes them in this order.
         self.in_use = anyio.Lock(fast_acquire=True)
@@ -235,18 +289,39 @@ class LogFile:
         while that is not known. Whatever is behind it gets overwritten."""
         self.snapshot = 0
         """How many bytes of it are a snapshot."""
-        self.dirty = False
-        """Whether something was written that was not synced."""
+        self.torn: str | None = None
+        """What is behind the last whole record, and was left there since this is read-only."""
+        self.dirty_since: float | None = None
+        """Since when something is written that no sync was begun for, in monotonic seconds."""
+        self.syncing_since: float | None = None
+        """The same of what is being synced."""
         self.compacting = False
         """Whether somebody does that: what another would copy is not where it was, afterwards."""
         self.failure: str | None = None
-        """Why a sync failed: what the disk now has of the file is anyone's guess."""
+        """Why a sync failed, or what somebody did to the file: what the disk now has of it is
+        anyone's guess."""
         self._salt = 0
         self._untidy = False
         """Whether a write failed, and what it left behind `size` could not be taken back."""
         self._is_new = False
         """Whether the file's name is perhaps not durable yet."""
         self._fd: int | None = None
+        self._identity = (0, 0)
+        """Which file it is that was read, or begun."""
+
+    @property
+    def unsynced_since(self) -> float | None:
+        """Since when there is something that a power cut would take, in monotonic seconds."""
+        return self.dirty_since if self.syncing_since is None else self.syncing_since
+
+    @property
+    def is_open(self) -> bool:
+        return self._fd is not None
+
+    @property
+    def device(self) -> int:
+        """What the file is on."""
+        return self._identity[0]
 
     # -- reading
 
@@ -256,30 +331,42 @@ class LogFile:
             yield from self._read_past(at)
             return
         size = self.size
-        reading = _Reading(self.room, self.path, until=size)
+        reading = Reading(self.room, self.path, until=size)
         try:
             for record in reading.records():
                 yield _stored(record)
         except RoomNotFound:
             self.size = 0
             raise
-        reading.check()
         if size is not None:
             self._check_end(reading, size)
+        reading.check()
+        if size is not None:
             return
+        if not reading.end:
+            self._check_begun()
         if reading.tail:
             self._cut(reading.end, reading.tail)
-        self.size, self._salt = reading.end, reading.salt
+        self.size, self._salt, self._identity = reading.end, reading.salt, reading.identity
         self.snapshot = reading.snapshot
-        if self._syncs:
+        if self._syncs and not self._read_only:
             # A process that was killed may have written it, and not have got to syncing it.
             with self._noting_failure():
-                _sync_path(self.path)
-                _sync_path(self.path.parent)
+                sync_path(self.path)
+                sync_path(self.path.parent)
 
-    def _check_end(self, reading: _Reading, size: int) -> None:
+    def _check_end(self, reading: Reading, size: int) -> None:
         if reading.end != size:
             raise RoomCorrupt(f"{self.path}: the system lost what was written to it")
+
+    def _check_begun(self) -> None:
+        """A log that has a past was never without a record."""
+        past = self._past()
+        # Unless this file is the last of the past, by a compaction that a crash cut short.
+        with translated(f"can't read {self.path}"):
+            if not past or identity(os.stat(past[-1])) == identity(os.stat(self.path)):
+                return
+        raise RoomCorrupt(f"{self.path}: nothing is in it, but it has a past in {past[0].parent}")
 
     @contextmanager
     def _noting_failure(self) -> Iterator[None]:
@@ -294,7 +381,7 @@ class LogFile:
         known = first = False
         until = Until(at)
         for path in (*self._past(), self.path):
-            reading = _Reading(self.room, path)
+            reading = Reading(self.room, path, synced=path != self.path)
             for record in reading.records():
                 if not first and record.is_snapshot and record.time > at:
                     since = f"{record.time / 1000:.3f}"
@@ -307,8 +394,38 @@ class LogFile:
         if not known:
             raise RoomNotFound(f"the room {self.room!r} had nothing yet at {at / 1000:.3f}")
 
+    def check_past(self) -> list[str]:
+        """What is wrong with what is kept of the past: damage, or that some of it is missing.
+
+        Files are numbered; and what a snapshot has is all in what came before it, or came in while
+        it was made.
+        """
+        past = self._past()
+        problems = []
+        if [path.name for path in past] != [f"{i:08}" for i in range(1, len(past) + 1)]:
+            problems.append(f"of {self.path.with_suffix(PAST)} files are missing")
+        known = StructStore()
+        snapshots: list[tuple[Path, bytes]] = []
+        for path in (*past, self.path) if past else ():
+            reading = Reading(self.room, path, synced=path != self.path)
+            try:
+                for record in reading.records():
+                    if record.is_snapshot and path != past[0]:
+                        snapshots.append((path, record.update))
+                    else:
+                        known.add(record.update)
+            except RemoteProtocolError as exc:
+                problems.append(f"{path}: an update is malformed: {exc}")
+            if path != self.path:
+                problems += [f"{path}: {what}" for what in reading.broken]
+        for path, snapshot in snapshots:
+            with suppress(RemoteProtocolError):
+                if not known.knows(parse_update(snapshot)):
+                    problems.append(f"{path} has edits that are nowhere in the history before it")
+        return problems
+
     def _past(self) -> list[Path]:
-        directory = self.path.with_suffix(_PAST)
+        directory = self.path.with_suffix(PAST)
         with translated(f"can't list {directory}"):
             try:
                 return [directory / name for name in sorted(os.listdir(directory))]
@@ -316,6 +433,11 @@ class LogFile:
                 return []
 
     def _cut(self, offset: int, tail: bytes) -> None:
+        if self._read_only:
+            self.torn = (
+                f"{len(tail):,} bytes at its end, from {offset} on, are of a write cut short"
+            )
+            return
         with translated(f"can't cut the torn tail of {self.path}"):
             fd = os.open(self.path.with_suffix(_TORN), os.O_WRONLY | os.O_CREAT, 0o640)
             try:
@@ -344,6 +466,7 @@ class LogFile:
 
     def append(self, updates: Sequence[StoredUpdate], *, sync: bool) -> None:
         """Write the updates in one go. If it fails, the file is as it was."""
+        self._check_writable()
         self.find_end()
         if self.failure is not None:
             raise StoreUnavailable(self.failure)
@@ -355,12 +478,14 @@ class LogFile:
         data = b"".join([head, *[self._encode(update) for update in updates]])
         try:
             if self._fd is None:
-                self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o640)
-                self._is_new = self._is_new or bool(head)
+                self._open()
+            assert self._fd is not None
             try:
                 if self._untidy:
                     os.ftruncate(self._fd, self.size)
                     self._untidy = False
+                if os.lseek(self._fd, 0, os.SEEK_END) != self.size:
+                    self._fail(f"{self.path} was changed by somebody else")
                 end = _write(self._fd, data, self.size)
                 if sync:
                     self._sync()
@@ -370,7 +495,30 @@ class LogFile:
         except OSError as exc:
             raise failed(f"can't write {self.path}", exc) from exc
         self.size = end
-        self.dirty = self.dirty or not sync
+        if not sync and self.dirty_since is None:
+            self.dirty_since = time.monotonic()
+
+    def _open(self) -> None:
+        if self.size == 0:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o640)
+            self._identity = identity(os.fstat(self._fd))
+            self._is_new = True
+            return
+        with suppress(FileNotFoundError):
+            fd = os.open(self.path, os.O_RDWR)
+            if identity(os.fstat(fd)) == self._identity:
+                self._fd = fd
+                return
+            _close(fd)
+        raise RoomCorrupt(f"{self.path} was removed or replaced since it was read")
+
+    def _fail(self, why: str) -> NoReturn:
+        self.failure = why
+        raise StoreUnavailable(why)
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise StoreUnavailable(f"{self.path} was opened to be read only")
 
     def _encode(self, update: StoredUpdate, *, snapshot: bool = False) -> bytes:
         return encode_record(
@@ -398,17 +546,52 @@ class LogFile:
         """Make durable what was written. After a failure nothing may be appended meanwhile."""
         if self.failure is not None:
             self.heal()
-        elif self._fd is not None and self.dirty:
-            self.dirty = False  # what is appended meanwhile sets it again
-            with self._noting_failure():
-                self._sync()
+        elif self._fd is not None:
+            if self.dirty_since is not None:
+                self.begin_sync()
+                self.end_sync()
+            else:
+                self.check()
 
-    def _sync(self) -> None:
+    def begin_sync(self) -> None:
+        """From here on what is appended is for the next sync."""
+        self.syncing_since, self.dirty_since = self.dirty_since, None
+
+    def end_sync(self, *, is_done: bool = False) -> None:
+        """Sync what there was at `begin_sync`, if that is not done by other means."""
+        try:
+            with self._noting_failure():
+                self._sync(is_done=is_done)
+        except StoreUnavailable:
+            self.dirty_since = self.syncing_since
+            raise
+        finally:
+            self.syncing_since = None
+
+    def check(self) -> None:
+        """See that the file is still there under its name.
+
+        Raises:
+            StoreUnavailable: it is not. Syncing makes good for it, where it can.
+        """
+        size = self.size or 0  # before one looks: it may grow meanwhile
+        try:
+            there = os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            self._fail(f"{self.path} was removed by somebody else")
+        if identity(there) != self._identity:
+            self._fail(f"{self.path} was replaced by somebody else")
+        if there.st_size < size:
+            self._fail(f"{self.path} was cut short by somebody else")
+
+    def _sync(self, *, is_done: bool = False) -> None:
         assert self._fd is not None
-        os.fsync(self._fd)
-        if self._is_new:
-            _sync_path(self.path.parent)
-            self._is_new = False
+        if not is_done:
+            os.fsync(self._fd)
+            if self._is_new:
+                sync_path(self.path.parent)
+        self._is_new = False
+        self.check()
 
     def close(self) -> None:
         if self._fd is not None:
@@ -427,6 +610,7 @@ class LogFile:
 
     def write_snapshot(self, beside: Beside, update: StoredUpdate) -> None:
         """Write beside the log what is to take the place of its beginning, and read it back."""
+        self._check_writable()
         if self.size is None:
             raise StoreUnavailable(f"{self.path} was closed while it was being compacted")
         with translated(f"can't write {beside.path}"):
@@ -435,7 +619,7 @@ class LogFile:
             beside.write(self._encode(update, snapshot=True))
             beside.snapshot = beside.size
             beside.sync()
-        written = _Reading(self.room, beside.path)
+        written = Reading(self.room, beside.path)
         if [record.update for record in written.records()] != [update.update]:
             raise StoreUnavailable(f"{beside.path} does not hold what was written to it")
 
@@ -445,8 +629,10 @@ class LogFile:
             raise StoreUnavailable(f"{self.path} was closed while it was being compacted")
         stop = self.size
         with translated(f"can't write {beside.path}"):
-            fd = os.open(self.path, os.O_RDONLY)
+            fd = os.open(self.path, os.O_RDONLY) if self._fd is None else os.dup(self._fd)
             try:
+                if identity(os.fstat(fd)) != self._identity:
+                    raise StoreUnavailable(f"{self.path} was replaced by somebody else")
                 beside.copy(fd, start, stop)
             finally:
                 os.close(fd)
@@ -458,8 +644,11 @@ class LogFile:
         with translated(f"can't replace {self.path}"):
             beside.sync()
             if beside.snapshot is not None:
+                self.check()
                 self._keep_past()
+            its_identity = identity(os.fstat(beside.fd))
             os.replace(beside.path, self.path)
+        self._identity = its_identity
         fd, self._fd = self._fd, beside.taken()
         self.size = beside.size
         if fd is not None:
@@ -469,7 +658,8 @@ class LogFile:
         self.failure = None
         # The name is not durable yet. If it never gets so, the old file is there again after a
         # power cut, without what is appended from now on: so until it is, nothing may be.
-        self._is_new = self.dirty = True
+        self._is_new = True
+        self.dirty_since = time.monotonic()
         self.sync()
 
     def _keep_past(self) -> None:
@@ -478,41 +668,52 @@ class LogFile:
         past = self._past()
         if not (past or self._keep_history):
             return
-        directory = self.path.with_suffix(_PAST)
+        directory = self.path.with_suffix(PAST)
         if not past:
             with suppress(FileExistsError):
                 os.mkdir(directory, 0o750)
-            _sync_path(directory.parent)
+            sync_path(directory.parent)
         # An earlier try may have got as far as this, and no further.
         if not past or os.stat(past[-1]).st_ino != os.stat(self.path).st_ino:
             number = int(past[-1].name) + 1 if past else 1
             os.link(self.path, directory / f"{number:08}")
-        _sync_path(self.path)  # nobody will do that any more
-        _sync_path(directory)
+        sync_path(self.path)  # nobody will do that any more
+        sync_path(directory)
 
     def heal(self) -> None:
-        """Write the whole log anew, after a sync failed."""
+        """Write the whole log anew: after a sync failed, or somebody did something to the file."""
         assert self.size is not None
-        reading = _Reading(self.room, self.path, until=self.size)
+        reading = Reading(self.room, self.path, fd=self._fd, until=self.size)
         for _ in reading.records():
             pass
-        reading.check()
         self._check_end(reading, self.size)
+        reading.check()
         beside = self.beside()
         try:
             with translated(f"can't write {beside.path}"):
+                os.makedirs(self.path.parent, exist_ok=True)
                 beside.open()
+            self._put_aside()
             self.replace_by(beside, 0)
         finally:
             beside.discard()
         logger.warning("healed room=%r file=%s bytes=%d", self.room, self.path, self.size)
 
+    def _put_aside(self) -> None:
+        """Keep what somebody else has put in the log's place, or written to it."""
+        with translated(f"can't put aside {self.path}"), suppress(FileNotFoundError):
+            there = os.stat(self.path)
+            grown = there.st_size > (self.size or 0) and not self._untidy
+            if identity(there) != self._identity or grown:
+                os.link(self.path, self._aside())
+
     def repair(self, keep: Callable[[bytes], bool]) -> Path:
         """See `Store.repair`."""
+        self._check_writable()
         if not self.path.exists():
             raise RoomNotFound(f"there is no {self.path}")
         aside = self._aside()
-        reading = _Reading(self.room, self.path)
+        reading = Reading(self.room, self.path)
         good = (record for record in reading.records() if keep(record.update))
         beside = self.beside()
         try:
@@ -524,9 +725,9 @@ class LogFile:
                     beside.write(data)
                 beside.sync()
                 os.link(self.path, aside)
-                _sync_path(aside.parent)
+                sync_path(aside.parent)
                 os.replace(beside.path, self.path)
-                _sync_path(self.path.parent)
+                sync_path(self.path.parent)
             _close(beside.taken())
         finally:
             beside.discard()
@@ -544,16 +745,17 @@ class LogFile:
             return directory / str(len(os.listdir(directory)) + 1)
 
     def delete(self) -> None:
+        self._check_writable()
         with translated(f"can't delete {self.path}"):
             if not self.path.exists():
                 raise RoomNotFound(f"there is no {self.path}")
-            for suffix in (_PAST, _DAMAGED):
+            for suffix in (PAST, _DAMAGED):
                 if (directory := self.path.with_suffix(suffix)).exists():
                     shutil.rmtree(directory)
             for suffix in (_TORN, SUFFIX):  # the log last: until it goes, the room is there
                 with suppress(FileNotFoundError):
                     os.unlink(self.path.with_suffix(suffix))
-            _sync_path(self.path.parent)
+            sync_path(self.path.parent)
 
 
 def _stored(record: Record) -> StoredUpdate:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -30,7 +31,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -38,10 +39,11 @@ from typing import Final
 import anyio
 from anyio import to_thread
 
-from ._log import HEADER_SIZE, MAX_NAME, Damaged, TornTail, decode_header
+from ._log import HEADER_SIZE, MAX_NAME, Damaged, LogError, TornTail, decode_header
 from ._logfile import NEW, SUFFIX, LogFile
 from ._names import file_name, room_name
 from ._owned import Fsync, OwnedStore, translated
+from ._syncfs import can_syncfs, syncfs
 from .interface import RoomInUse, RoomNotFound, StoredUpdate, StoreError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,8 @@ _SYNCS_AT_ONCE: Final = 8
 """How many files are synced at the same time: file systems make one effort of several."""
 _SYNCS_A_THREAD: Final = 10
 """How many one thread does in turn, as long as the others have as many."""
+_MANY: Final = 100
+"""Of more files than that, the whole file system is synced in one call, where that can be done."""
 _INLINE_BYTES: Final = 256 * 1024
 """A write of up to so much goes to the page cache at once; a larger one is worth a thread."""
 _READ_BYTES: Final = 1024 * 1024
@@ -74,12 +78,26 @@ def _take(
     return taken, None
 
 
-def _sync_each(logs: list[LogFile]) -> list[tuple[LogFile, Exception]]:
-    """Sync them one after the other, and return what failed."""
+def _sync_each(
+    logs: list[LogFile], whole: int | None, *, is_done: bool
+) -> list[tuple[LogFile, Exception]]:
+    """Sync them one after the other, and return what failed.
+
+    Args:
+        whole: a file descriptor to sync all by at once, with what else is on that file system. If
+            that fails, each sync tells whether it was this file.
+        is_done: only see that they are still there.
+    """
     errors: list[tuple[LogFile, Exception]] = []
     for log in logs:
+        log.begin_sync()
+    if whole is not None:
+        with suppress(OSError):
+            syncfs(whole)
+            is_done = True
+    for log in logs:
         try:
-            log.sync()
+            log.end_sync(is_done=is_done)
         except Exception as exc:  # whatever it is, other rooms go on
             errors.append((log, exc))
     return errors
@@ -94,6 +112,7 @@ class FileStore(OwnedStore):
         keep_history: whether compaction keeps what it replaces, so that `load` can tell what a
             room was at any time. A room whose history was kept once goes on keeping it.
         compact_from: how many bytes a log has at least before it is worth compacting.
+        read_only: nothing is to be changed, not even torn tails cut; `problems` tells of those.
     """
 
     def __init__(
@@ -103,21 +122,37 @@ class FileStore(OwnedStore):
         fsync: Fsync = "everysec",
         keep_history: bool = False,
         compact_from: int = 256 * 1024,
+        read_only: bool = False,
     ) -> None:
         self.directory = Path(directory)
         what = f"the data directory {self.directory}"
-        super().__init__(what, self.directory / ".lock", fsync)
+        super().__init__(what, self.directory / ".lock", fsync, read_only=read_only)
         self.keep_history = keep_history
         self.compact_from = compact_from
         self._logs: dict[str, LogFile] = {}
         self._compact_again: dict[str, int] = {}
         """Room -> how long its log is to be before compacting is tried again, after it failed."""
         self._is_open = False
+        self._whole: int | None = None
+        """A descriptor to sync the whole file system by, if it can be relied upon to do that."""
 
     async def _open(self) -> None:
-        for unfinished in self.directory.glob(f"*{NEW}"):
-            unfinished.unlink(missing_ok=True)
+        if self.read_only:
+            with os.scandir(self.directory):
+                pass  # it is a directory
+        else:
+            for unfinished in self.directory.glob(f"*{NEW}"):
+                unfinished.unlink(missing_ok=True)
+            self._open_whole()
         self._is_open = True
+
+    def _open_whole(self) -> None:
+        if self._whole is not None:
+            os.close(self._whole)
+        self._whole = os.open(self.directory, os.O_RDONLY)
+        if not can_syncfs(self._whole):
+            os.close(self._whole)
+            self._whole = None
 
     async def load(
         self, room: str, *, at: float | None = None
@@ -151,6 +186,7 @@ class FileStore(OwnedStore):
         if (
             self.fsync == "always"
             or log.size is None
+            or not log.is_open  # making a file may take the system long
             or log.failure is not None
             or log.writing.locked()
             or sum(len(update.update) for update in updates) > _INLINE_BYTES
@@ -197,33 +233,55 @@ class FileStore(OwnedStore):
 
     async def delete(self, room: str) -> None:
         log = self._log(room)
-        if log.size:
+        if log.size or log.writing.locked():
             raise RoomInUse(room)
         await self.release(room)
         await to_thread.run_sync(log.delete)
 
     async def rooms(self) -> AsyncIterator[str]:
-        with translated(f"can't list {self.directory}"):
-            paths = sorted(self.directory.glob(f"*{SUFFIX}"))
-        for path in paths:
-            room = room_name(path.name.removesuffix(SUFFIX))
-            if room is None:
-                with translated(f"can't read {path}"), path.open("rb") as file:
-                    head = await to_thread.run_sync(file.read, HEADER_SIZE)
-                try:
-                    room = decode_header(head)[0]
-                except (Damaged, TornTail) as exc:
-                    logger.warning("no room can be told from file=%s error=%r", path, str(exc))
-                    continue
-            if self._path(room) == path:
+        for path in self._paths():
+            room = await self._room_of(path)
+            if isinstance(room, LogError):
+                logger.warning("no room can be told from file=%s error=%r", path, str(room))
+            elif self._path(room) == path:
                 yield room
+
+    async def nameless(self) -> list[str]:
+        found = []
+        for path in self._paths():
+            room = await self._room_of(path)
+            if isinstance(room, Damaged):
+                found.append(f"{path}: no room can be told from it: {room}")
+        return found
+
+    def _paths(self) -> list[Path]:
+        with translated(f"can't list {self.directory}"):
+            return sorted(self.directory.glob(f"*{SUFFIX}"))
+
+    async def _room_of(self, path: Path) -> str | LogError:
+        """The name of a log's room, or why it can't be told."""
+        room = room_name(path.name.removesuffix(SUFFIX))
+        if room is not None:
+            return room
+        with translated(f"can't read {path}"), path.open("rb") as file:
+            head = await to_thread.run_sync(file.read, HEADER_SIZE)
+        try:
+            return decode_header(head)[0]
+        except (Damaged, TornTail) as exc:
+            return exc
+
+    async def check_history(self, room: str) -> list[str]:
+        return await to_thread.run_sync(self._log(room).check_past)
 
     async def release(self, room: str) -> None:
         log = self._logs.get(room)
         if log is not None:
+            self.check_owned()
             async with log.in_use, log.writing:
                 if self.fsync != "never" or log.failure is not None:
                     await to_thread.run_sync(log.sync)
+                elif log.is_open:
+                    log.check()
                 log.close()
             if self._logs.get(room) is log:
                 del self._logs[room]
@@ -235,7 +293,16 @@ class FileStore(OwnedStore):
         return str(await to_thread.run_sync(log.repair, keep))
 
     def problems(self) -> Mapping[str, str]:
-        return {room: log.failure for room, log in self._logs.items() if log.failure is not None}
+        if self._not_owned is not None:
+            return dict.fromkeys(self._logs or (str(self.directory),), self._not_owned)
+        problems = {room: log.failure or log.torn for room, log in self._logs.items()}
+        return {room: problem for room, problem in problems.items() if problem is not None}
+
+    def unsynced(self) -> float:
+        if self.fsync == "never":
+            return 0.0
+        since = [log.unsynced_since for log in tuple(self._logs.values())]
+        return max((time.monotonic() - then for then in since if then is not None), default=0.0)
 
     def _path(self, room: str) -> Path:
         if not self._is_open:
@@ -245,6 +312,7 @@ class FileStore(OwnedStore):
         return self.directory / (file_name(room) + SUFFIX)
 
     def _log(self, room: str) -> LogFile:
+        self.check_owned()
         log = self._logs.get(room)
         if log is None:
             log = self._logs[room] = LogFile(
@@ -252,23 +320,41 @@ class FileStore(OwnedStore):
                 self._path(room),
                 syncs=self.fsync != "never",
                 keep_history=self.keep_history,
+                read_only=self.read_only,
             )
         return log
 
+    async def _look_around(self) -> None:
+        await to_thread.run_sync(self._open_whole)
+        for log in tuple(self._logs.values()):
+            if log.is_open and log.failure is None:
+                with suppress(StoreUnavailable):
+                    await to_thread.run_sync(log.check)
+        await self._sync_all()
+
     async def _sync_all(self) -> None:
+        if self._not_owned is not None:
+            return
         limiter = anyio.CapacityLimiter(_SYNCS_AT_ONCE)
         dirty = []
         async with anyio.create_task_group() as tasks:
             for log in self._logs.values():
                 if log.failure is not None:
                     tasks.start_soon(self._sync, log, limiter)
-                elif log.dirty:
+                elif log.dirty_since is not None:
                     dirty.append(log)
+            if self._whole is not None and len(dirty) > _MANY and self.fsync != "never":
+                device = os.fstat(self._whole).st_dev
+                together = [log for log in dirty if log.device == device]
+                dirty = [log for log in dirty if log.device != device]
+                tasks.start_soon(self._sync_some, together, limiter, self._whole)
             shares = min(_SYNCS_AT_ONCE, -(-len(dirty) // _SYNCS_A_THREAD))
             for i in range(shares):
                 tasks.start_soon(self._sync_some, dirty[i::shares], limiter)
 
-    async def _sync_some(self, logs: list[LogFile], limiter: anyio.CapacityLimiter) -> None:
+    async def _sync_some(
+        self, logs: list[LogFile], limiter: anyio.CapacityLimiter, whole: int | None = None
+    ) -> None:
         """Sync several in one thread, which costs less than one for each; but those that are in use
         just now apart, so that no other has to wait for them."""
         idle, busy = [], []
@@ -279,7 +365,8 @@ class FileStore(OwnedStore):
             except anyio.WouldBlock:
                 busy.append(log)
         try:
-            errors = await to_thread.run_sync(_sync_each, idle, limiter=limiter)
+            sync = partial(_sync_each, idle, whole, is_done=self.fsync == "never")
+            errors = await to_thread.run_sync(sync, limiter=limiter)
         finally:
             for log in idle:
                 log.in_use.release()
@@ -294,7 +381,8 @@ class FileStore(OwnedStore):
             async with log.in_use, AsyncExitStack() as stack:
                 if had_failed := log.failure is not None:  # what it does then is no mere sync
                     await stack.enter_async_context(log.writing)
-                await to_thread.run_sync(log.sync, limiter=limiter)
+                if had_failed or self.fsync != "never":
+                    await to_thread.run_sync(log.sync, limiter=limiter)
         except Exception as exc:  # whatever it is, other rooms go on
             if not had_failed:
                 logger.error("sync failed room=%r error=%r", log.room, str(exc))
@@ -310,3 +398,6 @@ class FileStore(OwnedStore):
                 except StoreError as exc:
                     logger.error("sync failed room=%r error=%r", room, str(exc))
                     log.close()
+            if self._whole is not None:
+                os.close(self._whole)
+                self._whole = None

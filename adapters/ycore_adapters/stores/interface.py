@@ -32,7 +32,15 @@ class RoomNotFound(StoreError):
 
 
 class RoomCorrupt(StoreError):
-    """Something of what is stored of that room can't be read. It was left as it is."""
+    """Something of what is stored of that room can't be read. It was left as it is.
+
+    Args:
+        lost: how many bytes that are, if the store can tell.
+    """
+
+    def __init__(self, message: str = "", lost: int = 0) -> None:
+        super().__init__(message)
+        self.lost = lost
 
 
 class HistoryNotKept(StoreError):
@@ -161,6 +169,28 @@ class Store(ABC):
     def problems(self) -> Mapping[str, str]:
         """What is wrong at the moment, by room: for whoever watches over the server."""
         return {}
+
+    def unsynced(self) -> float:
+        """For how many seconds now something is stored that a power cut would take: the age of the
+        oldest edit that is not synced yet. 0 if there is none, or if no sync was promised."""
+        return 0.0
+
+    async def check_history(self, room: str) -> list[str]:
+        """What is wrong, in words, with what is kept of a room beside what `load` gives without a
+        time: with what it was before it was compacted.
+
+        Raises:
+            StoreUnavailable
+        """
+        return []
+
+    async def nameless(self) -> list[str]:
+        """What is stored and can't be told which room it is of, in words.
+
+        Raises:
+            StoreUnavailable
+        """
+        return []
 
     async def repair(self, room: str, keep: Callable[[bytes], bool]) -> str:
         """Make a room whose `load` fails usable again, of the updates that can still be read and

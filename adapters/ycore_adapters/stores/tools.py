@@ -37,6 +37,11 @@ class Contents:
     """When the last update came, in seconds since 1970."""
     damage: list[str] = field(default_factory=list)
     """What can't be read, in words. The document is what can."""
+    lost: int = 0
+    """How many bytes can't be read, if the store can tell."""
+    kept: int = 0
+    """How many bytes are of updates that are well-formed."""
+    kept_updates: int = 0
     shown_from: float | None = None
     """If later updates are marked with a time before the one asked for, as the clock was set back:
     from which time on they are in it."""
@@ -73,11 +78,16 @@ async def read(
                     contents.document.add(update)
                 except RemoteProtocolError as exc:
                     contents.damage.append(f"update {contents.updates} is malformed: {exc}")
+                    contents.lost += len(update)
+                else:
+                    contents.kept += len(update)
+                    contents.kept_updates += 1
                 progress(contents)
         if at is not None:
             contents.shown_from = await _shown_from(store, room, at)
     except RoomCorrupt as exc:
         contents.damage.append(str(exc))
+        contents.lost += exc.lost
     return contents
 
 
@@ -119,12 +129,22 @@ async def compact(
     return contents, size
 
 
-async def repair(store: Store, room: str) -> str:
+async def repair(store: Store, room: str, contents: Contents, *, keep_little: bool = False) -> str:
     """Make a damaged room usable again, of what can be read. Returns where the damaged one is now.
 
+    Args:
+        contents: what `read` made of the room.
+        keep_little: do it even if most of the room is lost by it.
+
     Raises:
+        RoomCorrupt: most would be lost.
         RoomNotFound, StoreUnavailable: nothing has changed.
     """
+    if not keep_little and contents.lost >= contents.kept:
+        raise RoomCorrupt(
+            f"of {room!r} {contents.kept:,} bytes can be read, and {contents.lost:,} can't: it is "
+            "left as it is. If you have no better copy, `ycore repair --keep-little` keeps those"
+        )
     return await store.repair(room, _is_well_formed)
 
 

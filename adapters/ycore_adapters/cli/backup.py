@@ -1,0 +1,50 @@
+"""`ycore backup`: a copy of what is stored, made while a server goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..stores import StoreError
+from ..stores.backup import Backup, backup_database
+from ._common import CONTEXT, data_option, is_database, progress
+
+
+@click.command("backup", context_settings=CONTEXT)
+@data_option
+@click.argument("target", type=click.Path(path_type=Path))
+def backup_store(data: Path, target: Path) -> None:
+    """Copy all rooms, with their history, to TARGET, where there must be nothing yet.
+
+    A server may go on meanwhile. Each room is as it was at one moment, and is read again after it
+    was written. To restore, stop the server and put the copy in the place of its data.
+
+    The exit code is 1 if something is damaged; it is copied all the same.
+    """
+    if not data.exists():
+        raise click.ClickException(f"there are no documents at {data}: say where with --data")
+    problems = 0
+    try:
+        if is_database(data):
+            if not is_database(target):
+                raise click.UsageError(f"a database is copied to one: name it *{data.suffix}")
+            problem = backup_database(data, target)
+            if problem is not None:
+                problems += 1
+                click.echo(problem)
+            click.echo(f"{data} copied to {target}")
+        else:
+            backup = Backup(data, target)
+            with progress("Copying", len(backup.logs)) as bar:
+                for name, problem in backup.rooms():
+                    bar.show(lambda name=name: name)  # type: ignore[misc]
+                    bar.done()
+                    if problem is not None:
+                        problems += 1
+                        click.echo(problem)
+            click.echo(f"{len(backup.logs):,} rooms copied to {target}, {problems:,} damaged")
+    except StoreError as exc:
+        raise click.ClickException(str(exc)) from None
+    if problems:
+        raise click.exceptions.Exit(1)
