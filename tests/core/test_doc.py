@@ -27,6 +27,7 @@ from ycore.doc import (
     XmlHook,
     XmlText,
 )
+from ycore.doc._items import Item
 from ycore.lib0 import BigInt
 from ycore.updates import decode_state_vector, parse_update
 
@@ -209,6 +210,8 @@ def test_who_crowds_one_place_does_not_make_others_wait() -> None:
     """Finding a place among n takes n looks: Yjs does the same, all in one go."""
     doc = Doc(1)
     crowd = update({(client, 0): [item(anys(1), key="k")] for client in range(500, 1000)})
+    assert not list(doc.apply_steps(crowd))  # the highest first, and then each finds its place
+    crowd = update({(client, 0): [item(anys(1), key="k")] for client in range(1000, 1200)})
     assert sum(1 for _ in doc.apply_steps(crowd)) > 50
     doc.apply(update({(5, 0): [item(text("<>"))]}))
     here = {"origin": (5, 0), "right": (5, 1)}
@@ -216,6 +219,55 @@ def test_who_crowds_one_place_does_not_make_others_wait() -> None:
     late = {(client, 0): [item(text("y"), **here)] for client in range(2000, 2010)}
     assert sum(1 for _ in doc.apply_steps(update(late))) > 2
     assert doc.to_json()["t"] == "<" + "x" * 490 + "y" * 10 + ">"
+
+
+def test_observers_are_told_once_of_an_update_of_many_authors() -> None:
+    doc = Doc(1)
+    told: list[int] = []
+    doc.get_text("t").observe(lambda event: told.append(len(event.delta[0]["insert"])))
+    news: list[bytes] = []
+    doc.observe_updates(lambda new, _: news.append(new))
+    doc.apply(update({(client, 0): [item(text("x"))] for client in range(3000)}))
+    assert told == [3000]
+    other = Doc(2)
+    for new in news:
+        other.apply(new)
+    assert other.to_json() == doc.to_json()
+
+
+def test_what_is_long_is_copied_a_few_times_only_however_often_it_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied = 0
+    split = Item.split
+
+    def counting(item: Item, at: int) -> Item:
+        nonlocal copied
+        copied += item.length
+        return split(item, at)
+
+    monkeypatch.setattr(Item, "split", counting)
+    size = 40_000
+    for content, cuts in (
+        (text("x" * size), [(at, 1) for at in range(0, size, 8)]),
+        (text("😀" * (size // 2)), [(at, 2) for at in range(0, size, 8)]),
+        (anys(*[1] * size), [(at, 1) for at in range(1, size, 8)]),
+    ):
+        doc, copied = Doc(1), 0
+        doc.apply(update({(5, 0): [item(content)]}))
+        doc.apply(update({}, {5: cuts}))
+        assert 0 < copied < 2 * 1024 * len(cuts) + 20 * size
+        assert doc._root("t").length == size - sum(length for _, length in cuts)
+        assert doc.encode() == update({(5, 0): [item(content)]}, {5: cuts})
+
+
+@pytest.mark.parametrize("length", [4, 5000])
+def test_an_item_whose_right_neighbour_is_in_its_left_one(length: int) -> None:
+    """The left one is then what is before the right one, as in Yjs."""
+    doc = Doc(1)
+    doc.apply(update({(5, 0): [item(text("a" + "b" * (length - 1)))]}))
+    doc.apply(update({(6, 0): [item(text("<"), origin=(5, length - 1), right=(5, 1))]}))
+    assert doc.to_json() == {"t": "a<" + "b" * (length - 1)}
 
 
 def test_deletes_of_many_ranges_are_taken_in_step_by_step() -> None:
