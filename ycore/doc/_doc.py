@@ -206,13 +206,14 @@ class Doc:
         own = self.client_id
         if any(s.client == own and s.ends[-1] > self._end(own) for s in update.sections):
             self.client_id = _random_id()  # somebody else uses it
-        news: list[bytes] = []
+        added: list[bytes | None] = []
         for number, part in enumerate(parts_of(update)):
             if number:
                 yield
-            new = self.store.add(part)
-            if new is not None:
-                news.append(new)
+            added.append(self.store.add(part))
+        while self.store.settle():
+            yield
+        news = [new for new in (self.store.own_deletes(), *added) if new is not None]
         if news:
             yield from self._take_in(news, origin)
 
