@@ -24,6 +24,7 @@ from ycore.doc import (
     Subdocument,
     Text,
     XmlElement,
+    XmlFragment,
     XmlHook,
     XmlText,
 )
@@ -391,7 +392,7 @@ def test_a_map_is_a_mapping() -> None:
             m[key]
         with pytest.raises(KeyError):
             del m[key]
-    with pytest.raises(LocalProtocolError, match="string"):
+    with pytest.raises(LocalProtocolError, match="a key must be a str"):
         m[1] = 2  # type: ignore[index]
     m.clear()
     assert dict(b.get_map("m")) == {}
@@ -458,14 +459,184 @@ def test_what_is_no_json_is_no_format(value: Any) -> None:
     for edit in (
         lambda: note.insert(0, "x", {"k": value}),
         lambda: note.format(0, 2, {"k": value}),
-        lambda: note.insert_embed(0, value),
+        lambda: note.insert_embed(0, {"k": value}),
     ):
         with pytest.raises(LocalProtocolError, match="not JSON"):
             edit()
     assert doc.encode() == before
 
 
+@pytest.mark.parametrize(
+    "value",
+    [{1: 2}, {"k": {None: 1}}, [2**53], {"k": BigInt(1)}, [Subdocument("g")], (1, {"k": -(2**60)})],
+)
+def test_what_json_would_say_otherwise_is_no_format(value: Any) -> None:
+    doc = Doc(1)
+    with pytest.raises(LocalProtocolError, match="not JSON"):
+        doc.get_text("t").insert(0, "x", {"k": value})
+    assert doc.to_json() == {}
+
+
 # ---- XML
+
+
+@pytest.mark.parametrize("where", ["fragment", "element"])
+def test_a_string_in_xml_becomes_a_text(where: str) -> None:
+    a, b = pair()
+    child = XmlElement("p", {"k": "v"}, ["hello"])
+    a.get_xml_fragment("x").append(child)
+    parent = a.get_xml_fragment("x") if where == "fragment" else child
+    parent.insert(0, ["Note: "])
+    parent.append(" more")
+    parent.extend(["<", XmlText("a")])
+    there = b.get_xml_fragment("x")
+    for child in [*there, *(there if where == "fragment" else there[0])]:
+        assert isinstance(child, XmlElement | XmlText)
+    assert str(there) == (
+        'Note: <p k="v">hello</p> more&lt;a'
+        if where == "fragment"
+        else '<p k="v">Note: hello more&lt;a</p>'
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        1,
+        None,
+        {"a": 1},
+        ["a"],
+        b"a",
+        1.5,
+        Map(),
+        Array(),
+        Text("a"),
+        Subdocument("g"),
+        XmlFragment(),
+    ],
+    ids=repr,
+)
+def test_what_is_no_xml_is_not_put_into_xml(wrong: Any) -> None:
+    doc = Doc(1)
+    fragment = doc.get_xml_fragment("x")
+    fragment.append(XmlElement("p"))
+    before = doc.encode()
+    for put in (
+        lambda: fragment.append(wrong),
+        lambda: fragment[0].insert(0, ["good", wrong]),
+        lambda: fragment.extend([wrong]),
+        lambda: XmlElement("p", children=[wrong]),
+        lambda: XmlFragment([wrong]),
+    ):
+        with pytest.raises(LocalProtocolError, match=r"an XmlElement, an XmlText, .* or a str"):
+            put()
+    assert doc.encode() == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda doc: doc.get_text(5),
+        lambda doc: Text(5),
+        lambda doc: Text(b"a"),
+        lambda doc: XmlText(None),
+        lambda doc: XmlElement(None),
+        lambda doc: XmlElement("p", ["k"]),
+        lambda doc: XmlElement("p", {5: "v"}),
+        lambda doc: XmlElement("p", {}, "hello"),
+        lambda doc: XmlText("a", [("k", 1)]),
+        lambda doc: XmlHook(1),
+        lambda doc: Array("hello"),
+        lambda doc: Array({"a": 1}),
+        lambda doc: Array(5),
+        lambda doc: Array([object()]),
+        lambda doc: Map({"a": [{1: 2}]}),
+        lambda doc: Map([("a", 1)]),
+        lambda doc: Map({"a": {"b": Text("t")}}),
+        lambda doc: Array([[Subdocument("g")]]),
+        lambda doc: doc.get_array("a").insert(0, "hello"),
+        lambda doc: doc.get_array("a").insert(0, 1),
+        lambda doc: doc.get_array("a").insert("a", [1]),
+        lambda doc: doc.get_array("a").extend(Map({"a": 1})),
+        lambda doc: doc.get_array("a").append(2**53),
+        lambda doc: doc.get_array("a").append(Array([2**53])),
+        lambda doc: doc.get_text("t").insert("a", 0),
+        lambda doc: doc.get_text("t").insert(0, 5),
+        lambda doc: doc.get_text("t").append(None),
+        lambda doc: doc.get_text("t").insert(0, "a", [("bold", True)]),
+        lambda doc: doc.get_text("t").insert(0, "a", {5: True}),
+        lambda doc: doc.get_text("t").delete(0, "a"),
+        lambda doc: doc.get_text("t").__delitem__("a"),
+        lambda doc: doc.get_text("t").insert_embed(0, "a"),
+        lambda doc: doc.get_text("t").insert_embed(0, 1),
+        lambda doc: doc.get_text("t").insert_embed(0, None),
+        lambda doc: doc.get_text("t").insert_embed(0, [1]),
+        lambda doc: doc.get_text("t").insert_embed(0, Subdocument("g")),
+        lambda doc: doc.get_text("t").insert_embed(0, {1: 2}),
+        lambda doc: doc.get_text("t").apply_delta([{"insert": "a"}, {"insert": 5}]),
+        lambda doc: doc.get_text("t").apply_delta([{"insert": "a"}, {"retain": -1}]),
+        lambda doc: doc.get_text("t").apply_delta([{"insert": "a"}, {"delete": -1}]),
+        lambda doc: doc.get_text("t").apply_delta([{"insert": "a"}, "b"]),
+        lambda doc: doc.get_text("t").apply_delta([{"insert": t} for t in [Text("t")] * 2]),
+    ],
+)  # fmt: skip
+def test_what_editors_cannot_read_is_not_written_by_accident(
+    wrong: Callable[[Doc], object],
+) -> None:
+    doc = Doc(1)
+    doc.get_text("t").insert(0, "here")
+    before = doc.encode()
+    with pytest.raises(LocalProtocolError):
+        wrong(doc)
+    assert doc.encode() == before
+
+
+def test_a_delta_that_goes_beyond_the_end_changes_nothing() -> None:
+    text = Doc(1).get_text("t")
+    for wrong in ({"retain": 2}, {"delete": 2}, {"retain": 2, "attributes": {"b": 1}}):
+        with pytest.raises(IndexError, match="beyond the end: there are 0"):
+            text.apply_delta([{"insert": "a"}, {"insert": {"i": 1}}, wrong])
+    assert text.to_delta() == []
+    text.apply_delta([{"insert": "abc"}, {"insert": Map({"k": 1})}, {"insert": ""}])
+    text.apply_delta([{"delete": 2}, {"retain": 1}, {"insert": "d"}, {"delete": 1}])
+    assert text.to_delta() == [{"insert": "cd"}]
+
+
+def test_bytes_in_plain_values() -> None:
+    a, b = pair()
+    a.get_array("a").append([bytearray(b"a"), {"k": memoryview(b"b")}])
+    assert b.get_array("a")[0] == [b"a", {"k": b"b"}]
+
+
+def test_a_type_is_in_one_place_even_before_that_is_in_a_document() -> None:
+    text = Text("t")
+    array = Array([text])
+    for put in (
+        lambda: Array([text]),
+        lambda: Map({"k": text}),
+        lambda: Doc(1).get_array("a").append(text),
+    ):
+        with pytest.raises(LocalProtocolError, match="this Text is in another type already"):
+            put()
+    with pytest.raises(LocalProtocolError, match="one place"):
+        Map(dict.fromkeys("ab", Text("u")))
+    doc = Doc(1)
+    with pytest.raises(IndexError):
+        doc.get_array("a").insert(1, [array])
+    doc.get_array("a").append(array)
+    assert doc.to_json() == {"a": [["t"]]}
+
+
+def test_types_nest_as_deep_as_one_likes() -> None:
+    a, b = pair()
+    made: Map = Map({"end": 1})
+    for _ in range(3000):
+        made = Map({"in": made, "k": 1})
+    a.get_map("m")["in"] = made
+    found = b.get_map("m")
+    for _ in range(3001):
+        found = found["in"]
+    assert dict(found) == {"end": 1}
 
 
 def test_xml() -> None:

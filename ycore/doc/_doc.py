@@ -32,7 +32,7 @@ from ..updates._deletes import Range, coalesce
 from ..updates._grammar import DELETED, GC, TYPE
 from ._events import Call, Transaction, events_of, subscribe
 from ._feed import Feed
-from ._items import Id, Item, Kind, Node, encode_items, facade_of, normal_text, read_steps
+from ._items import Id, Item, Kind, Node, checked_text, encode_items, facade_of, read_steps
 from ._types import Array, Map, SharedType, Text, XmlElement, XmlFragment, XmlText
 
 Unsubscribe: TypeAlias = Callable[[], None]
@@ -289,7 +289,7 @@ class Doc:
     # -- for the shared types
 
     def _root(self, name: str, kind: Kind | None = None) -> Node:
-        name = name if kind is None else normal_text(name)
+        name = name if kind is None else checked_text(name, "a root's name")
         node = self._roots.get(name)
         if node is None:
             node = self._roots[name] = Node(None, name)

@@ -12,12 +12,15 @@ from enum import IntEnum
 from html import escape
 from itertools import islice
 from math import isfinite
+from reprlib import repr as brief
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..jsontext import check_json
 from ..lib0 import (
+    MAX_SAFE_INTEGER,
     UNDEFINED,
+    BigInt,
     Undefined,
     read_any,
     read_var_string,
@@ -553,6 +556,20 @@ def normal_json(value: Any) -> Any:
         _json(normal)  # or a number is too large
     except (TypeError, ValueError, RecursionError, RemoteProtocolError) as exc:
         raise LocalProtocolError(f"not JSON: {exc}") from None
+    todo = [value]
+    while todo:  # Python writes more than others would read the same from
+        part = todo.pop()
+        if isinstance(part, dict):
+            for key in part:
+                if not isinstance(key, str):
+                    raise LocalProtocolError(f"not JSON: a key must be a string: {key!r}")
+            todo += part.values()
+        elif isinstance(part, Subdocument):
+            raise LocalProtocolError(f"not JSON: {brief(part)}")
+        elif isinstance(part, list | tuple):
+            todo += part
+        elif isinstance(part, BigInt) or (isinstance(part, int) and abs(part) > MAX_SAFE_INTEGER):
+            raise LocalProtocolError(f"not JSON: a number has at most 53 bits: {brief(part)}")
     return normal
 
 
@@ -589,6 +606,17 @@ def normal_text(text: str) -> str:
     out = bytearray()
     write_var_string(out, text)
     return read_var_string(out, 0)[0]
+
+
+def checked_text(text: str, what: str) -> str:
+    """`normal_text` of what is called so in the error's message.
+
+    Raises:
+        LocalProtocolError: it is no text.
+    """
+    if not isinstance(text, str):
+        raise LocalProtocolError(f"{what} must be a str: {brief(text)}")
+    return normal_text(text)
 
 
 def encode_items(structs: Mapping[int, list[Item]], deletes: Mapping[int, list[Range]]) -> bytes:
