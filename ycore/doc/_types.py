@@ -122,7 +122,7 @@ class SharedType:
 
     def _fill(self) -> Filling:
         """Put into it what it was made with, now that it is in a document."""
-        yield from ()
+        return iter(())
 
     # -- lists
 
@@ -467,7 +467,7 @@ class Text(SharedType):
     def _fill(self) -> Filling:
         text, self._made_with = self._made_with, ""
         self.insert(0, text)
-        yield from ()
+        return super()._fill()
 
     def __len__(self) -> int:
         return self._node.length - self._node.pairs
