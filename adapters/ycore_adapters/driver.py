@@ -102,8 +102,9 @@ class DriverSettings:
     """What can be set about the driver."""
 
     max_outbox_bytes: int = 4 * 2**20
-    """How much may wait for one member's socket before the member is stalled. Bounds the memory a
-    slow reader costs, and lets a fast one be a few round trips late."""
+    """How much may wait for one member's socket, besides the longest answer to itself, before the
+    member is stalled. Bounds the memory a slow reader costs, and lets a fast one be a few round
+    trips late."""
 
     max_backlog_bytes: int = 16 * 2**20
     """How much may wait in one room, for the store or behind what does, before its members are read
@@ -753,6 +754,7 @@ class Driver:
         """Send frames that are for the same members, but for their authors."""
         frames = tuple([send.frame for send in burst])
         size = sum(map(len, frames))
+        alone = len(burst[0].to) == 1
         authors: dict[Member, list[int]] = {}
         for i, send in enumerate(burst):
             if send.skip is not None:
@@ -761,9 +763,11 @@ class Driver:
             connection = member.link
             if connection is None:
                 continue
-            overflows = (
-                connection.waiting and connection.waiting + size > self.limits.max_outbox_bytes
-            )
+            if not connection.waiting:
+                connection.answer = 0
+            if alone and size > connection.answer:
+                connection.answer = size
+            overflows = connection.waiting and connection.waiting + size > self._most(connection)
             own = authors.get(member)
             if own is None:
                 connection.send(frames)
@@ -799,8 +803,14 @@ class Driver:
 
     def _overflowed(self, member: Member, connection: Connection) -> None:
         connection.flush()  # perhaps nothing is wrong but that much came in this one turn
-        if connection.waiting > self.limits.max_outbox_bytes:
+        if connection.waiting > self._most(connection):
             member.room.stall(member, now=self.clock())
+
+    def _most(self, connection: Connection) -> int:
+        """How much may wait for a member. What brings it level may be long every time: all deletes
+        are in it, and all structs that follow a hole. Were the member stalled for that, it would be
+        sent the same again as soon as it has taken it, and so on for ever."""
+        return self.limits.max_outbox_bytes + connection.answer
 
     # -- the end of a turn
 

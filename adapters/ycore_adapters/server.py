@@ -328,7 +328,7 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         self.address = address
         """What it is counted under."""
         self.peer = server.make_peer()
-        self.waiting = 0
+        self.waiting = self.answer = 0
         self.request: Request | None = None
         self.access: Access | None = None
         self.member: Member | None = None

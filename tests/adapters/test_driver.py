@@ -1084,6 +1084,35 @@ async def test_a_single_large_frame_is_not_too_much() -> None:
         assert len(b.sent) == 2
 
 
+async def test_a_member_is_not_stalled_by_what_brings_it_level() -> None:
+    """What follows a hole is in the answer each time: it must not be sent again and again."""
+    async with Driver(ScriptedStore(), limits=LIMITS) as driver:
+        a, slow = Client(driver), Client(driver)
+        await a.sync()
+        await slow.sync()
+        await a.say(here(1))
+        for clock in range(1, 20):  # the first is missing
+            await a.say(edit(1, clock, bytes(300)))
+        await settle()
+        slow.full = True
+        for clock in range(10):
+            await a.say(edit(2, clock, bytes(300)))
+            await settle()
+        slow.sent.clear()
+        slow.waiting = 0
+        driver.drained(slow.member)  # while its socket takes nothing more
+        await a.say(edit(2, 10))
+        await settle()
+        heard = slow.heard()
+        assert [type(message) for message in heard] == [Update, AwarenessUpdate, Update]
+        answer = len(slow.sent[0])
+        assert answer > 19 * 300 > LIMITS.max_outbox_bytes
+        for clock in range(11, 20):
+            await a.say(edit(2, clock, bytes(300)))
+            await settle()
+        assert 0 < slow.waiting - answer < LIMITS.max_outbox_bytes + 400  # now it is slow again
+
+
 async def test_a_member_too_slow_for_too_long_is_closed(clock: Clock) -> None:
     settings = Settings(stall_timeout=7)
     store = ScriptedStore()

@@ -108,9 +108,12 @@ class Server:
         self.url = "ws://127.0.0.1:0"
         self.start()
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
     def start(self) -> None:
-        port = self.url.rpartition(":")[2]
-        self._process = Process(*self._command, "--port", port)
+        self._process = Process(*self._command, "--port", str(self.port))
         deadline = time.monotonic() + DEADLINE
         while line := self._process.readline(deadline - time.monotonic()):
             self.output.append(line)
@@ -135,8 +138,9 @@ class Server:
         return code
 
     def kill(self) -> None:
-        """No chance to flush anything: SIGKILL."""
-        self._end(signal.SIGKILL)
+        """No chance to flush anything, if it runs: SIGKILL."""
+        if self._process is not None:
+            self._end(signal.SIGKILL)
 
     def terminate(self) -> int:
         """The orderly end, SIGTERM; returns the exit code."""
@@ -314,6 +318,7 @@ class Clients:
         protocols: Sequence[str] = (),
         awareness: dict[str, Any] | None = None,
         connect: bool = True,
+        resync_interval: int = -1,
     ) -> Client:
         """A new client of a server's room.
 
@@ -325,6 +330,7 @@ class Clients:
             protocols: WebSocket subprotocols to offer (not in version 1).
             awareness: its own state, None for none.
             connect: at once, or when told to.
+            resync_interval: how often to ask for what it lacks, in milliseconds; -1 is never.
         """
         return Client(
             self,
@@ -336,6 +342,7 @@ class Clients:
             protocols=protocols,
             awareness=awareness,
             connect=connect,
+            resyncInterval=resync_interval,
         )
 
     def successor(self, client: Client) -> Client:
