@@ -235,3 +235,85 @@ def test_a_ypy_document_needs_the_right_settings() -> None:
 
     with pytest.raises(LocalProtocolError, match="right settings"):
         bind(Doc(), y_py.YDoc())
+
+
+WORDS = ["héllo wörld", "漢字", "a😀b", "plain", "e\u0301\n"]
+
+
+def bytes_of(text: str, at: int) -> int:
+    """A place in a text as pycrdt counts it."""
+    return len(text[:at].encode())
+
+
+def test_pycrdt_goes_on_beyond_ascii() -> None:
+    pycrdt = pytest.importorskip("pycrdt", reason="needs pycrdt")
+    doc, ydoc = Doc(), pycrdt.Doc(skip_gc=True)
+    ended: list[EngineError] = []
+    bind(doc, ydoc, ended.append)
+    text = ydoc.get("t", type=pycrdt.Text)
+    for word in WORDS:
+        for at in range(len(str(text)) + 1):
+            text.insert(bytes_of(str(text), at), word)
+            text.format(
+                bytes_of(str(text), at), bytes_of(str(text), at + 2), {"b": at % 2 == 0 or None}
+            )
+            shown = str(text)
+            del text[bytes_of(shown, at + 1) : bytes_of(shown, at + len(word))]
+            assert str(text) == shown[: at + 1] + shown[at + len(word) :]
+            assert doc.get_text("t").to_json() == str(text)
+    assert not ended
+    assert [
+        (run["insert"], run.get("attributes")) for run in doc.get_text("t").to_delta()
+    ] == text.diff()
+
+
+@pytest.mark.parametrize("edit", ["insert", "format"])
+@pytest.mark.parametrize("before", ["é", "a😀b", "漢字"])
+def test_a_place_of_pycrdt_in_the_midst_of_a_character_ends_it(before: str, edit: str) -> None:
+    pycrdt = pytest.importorskip("pycrdt", reason="needs pycrdt")
+    doc, ydoc = Doc(), pycrdt.Doc(skip_gc=True)
+    ended: list[EngineError] = []
+    bind(doc, ydoc, ended.append)
+    text = ydoc.get("t", type=pycrdt.Text)
+    text.insert(0, before)
+    midst = bytes_of(before, before.index(next(c for c in before if not c.isascii()))) + 1
+    if edit == "insert":
+        text.insert(midst, "x")
+    else:
+        text.format(midst, len(before.encode()), {"b": True})
+    assert len(ended) == 1
+    assert "not before its own" in str(ended[0])
+    assert "in the midst of a character?" in str(ended[0])
+    assert doc.to_json() == {"t": before}
+    bind(doc, pycrdt.Doc(skip_gc=True))  # the document is as it was
+
+
+def test_pycrdt_may_also_name_an_item_from_elsewhere() -> None:
+    pycrdt = pytest.importorskip("pycrdt", reason="needs pycrdt")
+    doc, ydoc = Doc(), pycrdt.Doc(skip_gc=True)
+    ended: list[EngineError] = []
+    bind(doc, ydoc, ended.append)
+    text = ydoc.get("t", type=pycrdt.Text)
+    text.insert(0, "é")
+    text.insert(0, "a")
+    text.insert(2, "x")
+    assert [str(error) for error in ended] == [
+        "since an edit in the engine: an item of it is not where its neighbours are. pycrdt counts "
+        "places in a text in bytes of UTF-8: was one in the midst of a character?"
+    ]
+
+
+def test_ypy_goes_on_beyond_ascii(ydocs_end_here: None) -> None:
+    doc, ydoc = Doc(), ypy_doc()
+    ended: list[EngineError] = []
+    bind(doc, ydoc, ended.append)
+    text = ydoc.get_text("t")
+    for word in WORDS:
+        for at in range(len(str(text)) + 1):
+            with ydoc.begin_transaction() as transaction:
+                text.insert(transaction, at, word)
+                text.format(transaction, at, 2, {"b": True})
+            with ydoc.begin_transaction() as transaction:
+                text.delete_range(transaction, at + 1, len(word) - 1)
+            assert doc.get_text("t").to_json() == str(text)
+    assert not ended

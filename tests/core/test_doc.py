@@ -24,9 +24,11 @@ from ycore.doc import (
     Subdocument,
     Text,
     XmlElement,
+    XmlFragment,
     XmlHook,
     XmlText,
 )
+from ycore.doc._items import Item
 from ycore.lib0 import BigInt
 from ycore.updates import decode_state_vector, parse_update
 
@@ -209,6 +211,8 @@ def test_who_crowds_one_place_does_not_make_others_wait() -> None:
     """Finding a place among n takes n looks: Yjs does the same, all in one go."""
     doc = Doc(1)
     crowd = update({(client, 0): [item(anys(1), key="k")] for client in range(500, 1000)})
+    assert not list(doc.apply_steps(crowd))  # the highest first, and then each finds its place
+    crowd = update({(client, 0): [item(anys(1), key="k")] for client in range(1000, 1200)})
     assert sum(1 for _ in doc.apply_steps(crowd)) > 50
     doc.apply(update({(5, 0): [item(text("<>"))]}))
     here = {"origin": (5, 0), "right": (5, 1)}
@@ -216,6 +220,55 @@ def test_who_crowds_one_place_does_not_make_others_wait() -> None:
     late = {(client, 0): [item(text("y"), **here)] for client in range(2000, 2010)}
     assert sum(1 for _ in doc.apply_steps(update(late))) > 2
     assert doc.to_json()["t"] == "<" + "x" * 490 + "y" * 10 + ">"
+
+
+def test_observers_are_told_once_of_an_update_of_many_authors() -> None:
+    doc = Doc(1)
+    told: list[int] = []
+    doc.get_text("t").observe(lambda event: told.append(len(event.delta[0]["insert"])))
+    news: list[bytes] = []
+    doc.observe_updates(lambda new, _: news.append(new))
+    doc.apply(update({(client, 0): [item(text("x"))] for client in range(3000)}))
+    assert told == [3000]
+    other = Doc(2)
+    for new in news:
+        other.apply(new)
+    assert other.to_json() == doc.to_json()
+
+
+def test_what_is_long_is_copied_a_few_times_only_however_often_it_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied = 0
+    split = Item.split
+
+    def counting(item: Item, at: int) -> Item:
+        nonlocal copied
+        copied += item.length
+        return split(item, at)
+
+    monkeypatch.setattr(Item, "split", counting)
+    size = 40_000
+    for content, cuts in (
+        (text("x" * size), [(at, 1) for at in range(0, size, 8)]),
+        (text("😀" * (size // 2)), [(at, 2) for at in range(0, size, 8)]),
+        (anys(*[1] * size), [(at, 1) for at in range(1, size, 8)]),
+    ):
+        doc, copied = Doc(1), 0
+        doc.apply(update({(5, 0): [item(content)]}))
+        doc.apply(update({}, {5: cuts}))
+        assert 0 < copied < 2 * 1024 * len(cuts) + 20 * size
+        assert doc._root("t").length == size - sum(length for _, length in cuts)
+        assert doc.encode() == update({(5, 0): [item(content)]}, {5: cuts})
+
+
+@pytest.mark.parametrize("length", [4, 5000])
+def test_an_item_whose_right_neighbour_is_in_its_left_one(length: int) -> None:
+    """The left one is then what is before the right one, as in Yjs."""
+    doc = Doc(1)
+    doc.apply(update({(5, 0): [item(text("a" + "b" * (length - 1)))]}))
+    doc.apply(update({(6, 0): [item(text("<"), origin=(5, length - 1), right=(5, 1))]}))
+    assert doc.to_json() == {"t": "a<" + "b" * (length - 1)}
 
 
 def test_deletes_of_many_ranges_are_taken_in_step_by_step() -> None:
@@ -339,7 +392,7 @@ def test_a_map_is_a_mapping() -> None:
             m[key]
         with pytest.raises(KeyError):
             del m[key]
-    with pytest.raises(LocalProtocolError, match="string"):
+    with pytest.raises(LocalProtocolError, match="a key must be a str"):
         m[1] = 2  # type: ignore[index]
     m.clear()
     assert dict(b.get_map("m")) == {}
@@ -406,14 +459,184 @@ def test_what_is_no_json_is_no_format(value: Any) -> None:
     for edit in (
         lambda: note.insert(0, "x", {"k": value}),
         lambda: note.format(0, 2, {"k": value}),
-        lambda: note.insert_embed(0, value),
+        lambda: note.insert_embed(0, {"k": value}),
     ):
         with pytest.raises(LocalProtocolError, match="not JSON"):
             edit()
     assert doc.encode() == before
 
 
+@pytest.mark.parametrize(
+    "value",
+    [{1: 2}, {"k": {None: 1}}, [2**53], {"k": BigInt(1)}, [Subdocument("g")], (1, {"k": -(2**60)})],
+)
+def test_what_json_would_say_otherwise_is_no_format(value: Any) -> None:
+    doc = Doc(1)
+    with pytest.raises(LocalProtocolError, match="not JSON"):
+        doc.get_text("t").insert(0, "x", {"k": value})
+    assert doc.to_json() == {}
+
+
 # ---- XML
+
+
+@pytest.mark.parametrize("where", ["fragment", "element"])
+def test_a_string_in_xml_becomes_a_text(where: str) -> None:
+    a, b = pair()
+    child = XmlElement("p", {"k": "v"}, ["hello"])
+    a.get_xml_fragment("x").append(child)
+    parent = a.get_xml_fragment("x") if where == "fragment" else child
+    parent.insert(0, ["Note: "])
+    parent.append(" more")
+    parent.extend(["<", XmlText("a")])
+    there = b.get_xml_fragment("x")
+    for child in [*there, *(there if where == "fragment" else there[0])]:
+        assert isinstance(child, XmlElement | XmlText)
+    assert str(there) == (
+        'Note: <p k="v">hello</p> more&lt;a'
+        if where == "fragment"
+        else '<p k="v">Note: hello more&lt;a</p>'
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        1,
+        None,
+        {"a": 1},
+        ["a"],
+        b"a",
+        1.5,
+        Map(),
+        Array(),
+        Text("a"),
+        Subdocument("g"),
+        XmlFragment(),
+    ],
+    ids=repr,
+)
+def test_what_is_no_xml_is_not_put_into_xml(wrong: Any) -> None:
+    doc = Doc(1)
+    fragment = doc.get_xml_fragment("x")
+    fragment.append(XmlElement("p"))
+    before = doc.encode()
+    for put in (
+        lambda: fragment.append(wrong),
+        lambda: fragment[0].insert(0, ["good", wrong]),
+        lambda: fragment.extend([wrong]),
+        lambda: XmlElement("p", children=[wrong]),
+        lambda: XmlFragment([wrong]),
+    ):
+        with pytest.raises(LocalProtocolError, match=r"an XmlElement, an XmlText, .* or a str"):
+            put()
+    assert doc.encode() == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda doc: doc.get_text(5),
+        lambda doc: Text(5),
+        lambda doc: Text(b"a"),
+        lambda doc: XmlText(None),
+        lambda doc: XmlElement(None),
+        lambda doc: XmlElement("p", ["k"]),
+        lambda doc: XmlElement("p", {5: "v"}),
+        lambda doc: XmlElement("p", {}, "hello"),
+        lambda doc: XmlText("a", [("k", 1)]),
+        lambda doc: XmlHook(1),
+        lambda doc: Array("hello"),
+        lambda doc: Array({"a": 1}),
+        lambda doc: Array(5),
+        lambda doc: Array([object()]),
+        lambda doc: Map({"a": [{1: 2}]}),
+        lambda doc: Map([("a", 1)]),
+        lambda doc: Map({"a": {"b": Text("t")}}),
+        lambda doc: Array([[Subdocument("g")]]),
+        lambda doc: doc.get_array("a").insert(0, "hello"),
+        lambda doc: doc.get_array("a").insert(0, 1),
+        lambda doc: doc.get_array("a").insert("a", [1]),
+        lambda doc: doc.get_array("a").extend(Map({"a": 1})),
+        lambda doc: doc.get_array("a").append(2**53),
+        lambda doc: doc.get_array("a").append(Array([2**53])),
+        lambda doc: doc.get_text("t").insert("a", 0),
+        lambda doc: doc.get_text("t").insert(0, 5),
+        lambda doc: doc.get_text("t").append(None),
+        lambda doc: doc.get_text("t").insert(0, "a", [("bold", True)]),
+        lambda doc: doc.get_text("t").insert(0, "a", {5: True}),
+        lambda doc: doc.get_text("t").delete(0, "a"),
+        lambda doc: doc.get_text("t").__delitem__("a"),
+        lambda doc: doc.get_text("t").insert_embed(0, "a"),
+        lambda doc: doc.get_text("t").insert_embed(0, 1),
+        lambda doc: doc.get_text("t").insert_embed(0, None),
+        lambda doc: doc.get_text("t").insert_embed(0, [1]),
+        lambda doc: doc.get_text("t").insert_embed(0, Subdocument("g")),
+        lambda doc: doc.get_text("t").insert_embed(0, {1: 2}),
+        lambda doc: doc.get_text("t").apply_delta([{"insert": "a"}, {"insert": 5}]),
+        lambda doc: doc.get_text("t").apply_delta([{"insert": "a"}, {"retain": -1}]),
+        lambda doc: doc.get_text("t").apply_delta([{"insert": "a"}, {"delete": -1}]),
+        lambda doc: doc.get_text("t").apply_delta([{"insert": "a"}, "b"]),
+        lambda doc: doc.get_text("t").apply_delta([{"insert": t} for t in [Text("t")] * 2]),
+    ],
+)  # fmt: skip
+def test_what_editors_cannot_read_is_not_written_by_accident(
+    wrong: Callable[[Doc], object],
+) -> None:
+    doc = Doc(1)
+    doc.get_text("t").insert(0, "here")
+    before = doc.encode()
+    with pytest.raises(LocalProtocolError):
+        wrong(doc)
+    assert doc.encode() == before
+
+
+def test_a_delta_that_goes_beyond_the_end_changes_nothing() -> None:
+    text = Doc(1).get_text("t")
+    for wrong in ({"retain": 2}, {"delete": 2}, {"retain": 2, "attributes": {"b": 1}}):
+        with pytest.raises(IndexError, match="beyond the end: there are 0"):
+            text.apply_delta([{"insert": "a"}, {"insert": {"i": 1}}, wrong])
+    assert text.to_delta() == []
+    text.apply_delta([{"insert": "abc"}, {"insert": Map({"k": 1})}, {"insert": ""}])
+    text.apply_delta([{"delete": 2}, {"retain": 1}, {"insert": "d"}, {"delete": 1}])
+    assert text.to_delta() == [{"insert": "cd"}]
+
+
+def test_bytes_in_plain_values() -> None:
+    a, b = pair()
+    a.get_array("a").append([bytearray(b"a"), {"k": memoryview(b"b")}])
+    assert b.get_array("a")[0] == [b"a", {"k": b"b"}]
+
+
+def test_a_type_is_in_one_place_even_before_that_is_in_a_document() -> None:
+    text = Text("t")
+    array = Array([text])
+    for put in (
+        lambda: Array([text]),
+        lambda: Map({"k": text}),
+        lambda: Doc(1).get_array("a").append(text),
+    ):
+        with pytest.raises(LocalProtocolError, match="this Text is in another type already"):
+            put()
+    with pytest.raises(LocalProtocolError, match="one place"):
+        Map(dict.fromkeys("ab", Text("u")))
+    doc = Doc(1)
+    with pytest.raises(IndexError):
+        doc.get_array("a").insert(1, [array])
+    doc.get_array("a").append(array)
+    assert doc.to_json() == {"a": [["t"]]}
+
+
+def test_types_nest_as_deep_as_one_likes() -> None:
+    a, b = pair()
+    made: Map = Map({"end": 1})
+    for _ in range(3000):
+        made = Map({"in": made, "k": 1})
+    a.get_map("m")["in"] = made
+    found = b.get_map("m")
+    for _ in range(3001):
+        found = found["in"]
+    assert dict(found) == {"end": 1}
 
 
 def test_xml() -> None:

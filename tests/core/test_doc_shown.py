@@ -62,5 +62,7 @@ def test_json_that_is_nested_too_deep_is_refused_before_anything_changes(depth: 
         value = [value]
     for wrong in (value, 10**400):
         with pytest.raises(LocalProtocolError, match="not JSON"):
+            doc.get_text("t").insert_embed(0, {"k": wrong})
+        with pytest.raises(LocalProtocolError, match="an embed must be a dict"):
             doc.get_text("t").insert_embed(0, wrong)
     assert doc.to_json() == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from random import Random
+from typing import Any
 
 import pytest
 from build import anys, deleted, doc, item, json, skip, text, type_, typed, update
@@ -254,6 +255,36 @@ def test_what_an_edit_in_the_engine_brings_about_is_told() -> None:
     engine.get_text("t").insert(0, "a")
     assert engine.to_json() == source.to_json() == {"t": "ax"}
     assert len(bound.fed) == 1
+
+
+def test_an_edit_costs_the_same_however_many_have_deleted_something() -> None:
+    source = Doc(1)
+    source.apply(update({(c, 0): [item(deleted(1))] for c in range(10, 500)}))
+    engine = Engine(source)
+    for client in range(500, 900):
+        engine.doc.apply(update({(client, 0): [item(text("x"))]}, {client: [(0, 1)]}))
+        source.apply(update({(client, 1): [item(text("y"))]}, {client: [(1, 1)]}))
+    assert not engine.feed._deleted
+    assert engine.doc.encode_state_vector() == source.encode_state_vector()
+    assert not engine.doc.held_back
+
+
+def test_what_is_deleted_while_the_engine_takes_something_is_said_next() -> None:
+    source = Doc(1)
+    source.get_text("t").insert(0, "abcd")
+    settings: dict[str, Any] = {"max_client_id": 2**53 - 1, "subdocuments": True}
+    feed = Feed(source, {}, lambda: None, origin=None, **settings)
+    source.get_text("t").delete(3, 1)
+    first = feed.take()
+    source.get_text("t").delete(1, 1)
+    feed.taken()
+    second = feed.take()
+    feed.taken()
+    assert first is not None
+    assert second is not None
+    assert parse_update(first).deletes == {1: [(3, 4)]}
+    assert parse_update(second).deletes == {1: [(1, 2)]}
+    assert feed.take() is None
 
 
 def test_misuse_and_garbage() -> None:

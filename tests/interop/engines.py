@@ -171,22 +171,26 @@ class Pycrdt(Hand):
         import pycrdt  # noqa: PLC0415
 
         text, map_, array, xml = self.roots
-        what = random.randrange(8)
+        what = random.randrange(9)
+        # Places in a text are counted in bytes; an embed is one.
+        places = [0]
+        for run, _ in text.diff():
+            for part in run if isinstance(run, str) else [None]:
+                places.append(places[-1] + len(part.encode() if part else b"."))
+        at = random.randrange(len(places))
+        behind = places[min(at + random.randint(1, 4), len(places) - 1)]
         if what == 0:
-            # Behind a character of more than a byte pycrdt takes for the right neighbour what its
-            # author made next, wherever that is.
-            at = random.randint(0, len(str(text))) if str(text).isascii() else 0
-            text.insert(at, random.choice(WORDS))
+            text.insert(places[at], random.choice(WORDS))
         elif what == 1:
             map_[random.choice("ab")] = random.choice([*VALUES, pycrdt.Map({"in": 1})])
         elif what == 2:
             array.insert(random.randint(0, len(array)), random.choice(VALUES))
         elif what == 3 and len(array):
             del array[random.randrange(len(array))]
-        elif what == 4 and str(text).isascii() and all(isinstance(r[0], str) for r in text.diff()):
-            if len(str(text)) < 4:
-                return False
-            del text[1:3]
+        elif what == 4 and behind > places[at]:
+            del text[places[at] : behind]
+        elif what == 8 and behind > places[at]:
+            text.format(places[at], behind, {random.choice("bi"): random.choice([True, None])})
         elif what == 5:
             with self.ydoc.transaction():
                 text += "together"
@@ -294,7 +298,7 @@ class YPy(Hand):
         import y_py  # noqa: PLC0415
 
         text, map_, array, _ = self.roots
-        what = random.randrange(6)
+        what = random.randrange(7)
         with self.ydoc.begin_transaction() as transaction:
             if what == 0:
                 at = random.randint(0, len(str(text)))
@@ -311,6 +315,12 @@ class YPy(Hand):
                 map_.set(transaction, "c", y_py.YArray([1, y_py.YText("deep")]))
             elif what == 5 and "a" in map_:
                 map_.pop(transaction, "a")
+            elif what == 6 and str(text):
+                at = random.randrange(len(str(text)))
+                if random.random() < 0.5:
+                    text.delete_range(transaction, at, 1)
+                else:
+                    text.format(transaction, at, 1, {random.choice("bi"): True})
             else:
                 return False
         return True

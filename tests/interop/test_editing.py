@@ -16,7 +16,7 @@ from oracle import Oracle
 from test_shown import content
 
 from ycore import merge_updates
-from ycore.doc import Doc
+from ycore.doc import Doc, XmlElement
 
 SESSIONS = int(os.environ.get("YCORE_EDIT_SESSIONS", "40"))
 SEED = int(os.environ.get("YCORE_SEED", "9000"))
@@ -113,3 +113,36 @@ def test_what_is_edited_together_is_the_same_for_all() -> None:
     with Oracle(require_node()) as oracle:
         for seed in range(SEED, SEED + SESSIONS):
             session(oracle, seed)
+
+
+def test_strings_in_xml_are_texts_that_yjs_reads() -> None:
+    """y-prosemirror throws on whatever is neither an element nor a text."""
+    doc = Doc(1)
+    fragment = doc.get_xml_fragment("x")
+    fragment.append(XmlElement("paragraph", {"level": 1}, ["hello ", XmlElement("br"), "<b>"]))
+    fragment[0].append(" more")
+    fragment.insert(0, ["Note: "])
+    with Oracle(require_node()) as oracle:
+        [seen] = oracle.seen([[doc.encode()]])
+    text = "XmlText"
+    assert json.loads(seen["content"])[3] == [
+        "XmlFragment",
+        [
+            [text, [], delta("Note: ")],
+            [
+                "XmlElement",
+                "paragraph",
+                [["level", ["number", "1"]]],
+                [
+                    [text, [], delta("hello ")],
+                    ["XmlElement", "br", [], []],
+                    [text, [], delta("<b>")],
+                    [text, [], delta(" more")],
+                ],
+            ],
+        ],
+    ]
+
+
+def delta(insert: str) -> list[object]:
+    return ["list", [["object", [["insert", insert]]]]]

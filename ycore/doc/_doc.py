@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from hashlib import blake2b
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from os import urandom
 from typing import Any, TypeAlias
 
@@ -32,7 +32,7 @@ from ..updates._deletes import Range, coalesce
 from ..updates._grammar import DELETED, GC, TYPE
 from ._events import Call, Transaction, events_of, subscribe
 from ._feed import Feed
-from ._items import Id, Item, Kind, Node, encode_items, facade_of, normal_text, read_steps
+from ._items import Id, Item, Kind, Node, checked_text, encode_items, facade_of, read_steps
 from ._types import Array, Map, SharedType, Text, XmlElement, XmlFragment, XmlText
 from ._waiting import Waiting, waiting_in
 
@@ -68,7 +68,7 @@ class Doc:
         """For each client its items, by clock, without a hole."""
         self._starts: defaultdict[int, list[int]] = defaultdict(list)
         """Their clocks."""
-        self._held: dict[int, list[Item]] = {}
+        self._held: dict[int, deque[Item]] = {}
         """For each client, sorted, what can't be put in its place yet."""
         self._waiting: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
         """Client -> a heap of who waits for a clock of it: that clock, and who."""
@@ -99,7 +99,7 @@ class Doc:
         """
         doc = cls(0)
         doc.store = store
-        finish(doc._take_in(store.encode(), None))
+        finish(doc._take_in([store.encode()], None))
         doc._read_only = True
         return doc
 
@@ -207,22 +207,21 @@ class Doc:
             self._later.pop(0)()
 
     def _apply_parts(self, update: ParsedUpdate, origin: object) -> Steps[None]:
-        failed: Exception | None = None
-        for part in parts_of(update):
-            own = self.client_id
-            if any(s.client == own and s.ends[-1] > self._end(own) for s in part.sections):
-                self.client_id = _random_id()  # somebody else uses it
-            added = self.store.add(part)
-            while self.store.settle():
+        """Only the store takes it in part by part. Put in their place part by part, items of many
+        authors at one place would each be compared with all that came before."""
+        own = self.client_id
+        if any(s.client == own and s.ends[-1] > self._end(own) for s in update.sections):
+            self.client_id = _random_id()  # somebody else uses it
+        added: list[bytes | None] = []
+        for number, part in enumerate(parts_of(update)):
+            if number:
                 yield
-            for news in (added, self.store.own_deletes()):
-                if news is not None:
-                    try:
-                        yield from self._take_in(news, origin)
-                    except Exception as exc:  # of an observer
-                        failed = failed or exc
-        if failed is not None:
-            raise failed
+            added.append(self.store.add(part))
+        while self.store.settle():
+            yield
+        news = [new for new in (self.store.own_deletes(), *added) if new is not None]
+        if news:
+            yield from self._take_in(news, origin)
 
     def observe_updates(self, callback: Callable[[bytes, object], None]) -> Unsubscribe:
         """Have each change handed on as an update, with its origin: None of edits made here, if
@@ -296,7 +295,7 @@ class Doc:
     # -- for the shared types
 
     def _root(self, name: str, kind: Kind | None = None) -> Node:
-        name = name if kind is None else normal_text(name)
+        name = name if kind is None else checked_text(name, "a root's name")
         node = self._roots.get(name)
         if node is None:
             node = self._roots[name] = Node(None, name)
@@ -377,14 +376,15 @@ class Doc:
             client: self._items[client][bisect_left(self._starts[client], clock) :]
             for client, clock in transaction.starts.items()
         }
-        self._finish(transaction, self.store.add(encode_items(structs, deletes)))
+        news = self.store.add(encode_items(structs, deletes))
+        self._finish(transaction, [] if news is None else [news])
 
-    def _finish(self, transaction: Transaction, news: bytes | None) -> None:
+    def _finish(self, transaction: Transaction, news: list[bytes]) -> None:
         """Tell the observers, and tidy up. All are told, even if one raises."""
         events = self._events_of(transaction)
         self._merge(transaction)
-        if news is not None:
-            news_of = (news, transaction.origin)
+        for new in news:
+            news_of = (new, transaction.origin)
             self._calls.extend((tell, news_of) for tell in self._update_observers)
         self._calls.extend(events)
         failed = transaction.failed or self._call()
@@ -452,14 +452,19 @@ class Doc:
 
     # -- taking in
 
-    def _take_in(self, update: bytes, origin: object) -> Steps[None]:
+    def _take_in(self, updates: list[bytes], origin: object) -> Steps[None]:
         """Put in its place what is new of an update, of which all is in the store."""
         transaction = self._incoming = Transaction(self, origin, is_local=False)
-        news = yield from read_steps(update)
-        for client, items in news.structs.items():
-            self._hold(client, items)
-        yield from self._integrate_held(sorted(news.structs), transaction)
-        for client, ranges in news.deletes.items():
+        clients: set[int] = set()
+        deletes: list[tuple[int, list[Range]]] = []
+        for update in updates:
+            news = yield from read_steps(update)
+            for client, items in news.structs.items():
+                self._hold(client, items)
+            clients.update(news.structs)
+            deletes += news.deletes.items()
+        yield from self._integrate_held(clients, transaction)
+        for client, ranges in deletes:
             yield from self._delete_ranges(
                 client, ranges, transaction.began.get(client, self._end(client)), transaction
             )
@@ -472,11 +477,11 @@ class Doc:
                 transaction,
             )
         self._incoming = None
-        self._finish(transaction, update)
+        self._finish(transaction, updates)
 
     def _hold(self, client: int, items: list[Item]) -> None:
         """Keep new items until they are put in their place."""
-        held = self._held.setdefault(client, [])
+        held = self._held.setdefault(client, deque())
         if not held or held[-1].clock + held[-1].length <= items[0].clock:
             held += items
             return
@@ -484,17 +489,26 @@ class Doc:
             # What lies behind a hole the store may replace: see its `_make_way`.
             first = bisect_left(held, item.clock, key=_clock)
             last = bisect_left(held, item.clock + item.length, key=_clock)
-            del held[first:last]
+            for _ in range(first, last):
+                del held[first]
             insort(held, item, key=_clock)
 
-    def _integrate_held(self, ready: list[int], transaction: Transaction) -> Steps[None]:
-        """In an order in which each comes behind what it depends on; some may never come."""
+    def _integrate_held(self, clients: Iterable[int], transaction: Transaction) -> Steps[None]:
+        """In an order in which each comes behind what it depends on; some may never come.
+
+        As Yjs has it (`utils/encoding.js`, integrateStructs), higher clients come first: they go to
+        the right of others at the same place, so that these find theirs at once.
+        """
+        ready = [-client for client in clients]
+        heapify(ready)
+        first: list[int] = []
+        """Whom others wait for."""
         turn = 0
-        while ready:
-            client = ready.pop()
-            held = self._held.get(client, [])
-            done = 0
-            for item in held:
+        while first or ready:
+            client = first.pop() if first else -heappop(ready)
+            held = self._held.get(client)
+            while held:
+                item = held[0]
                 end = self._end(client)
                 if item.clock > end:
                     break  # behind a hole
@@ -503,25 +517,27 @@ class Doc:
                     if self._waits_for.get(client) != missing:
                         self._waits_for[client] = missing
                         heappush(self._waiting[missing[0]], (missing[1], client))
+                        first.append(missing[0])
                     break
                 transaction.begin(client, end)
                 self._integrate(item, transaction)
-                done += 1
+                held.popleft()
+                if not held:
+                    del self._held[client]
                 turn += 1 + self._looked_at
                 self._looked_at = 0
                 if turn >= STEP:
                     turn = 0
                     yield
-            del held[:done]
-            if not held:
-                self._held.pop(client, None)
-            heap = self._waiting.get(client)
-            while heap and heap[0][0] < self._end(client):
-                _, who = heappop(heap)
-                self._waits_for.pop(who, None)
-                ready.append(who)
-            if heap is not None and not heap:
-                del self._waiting[client]
+                if (waiting := self._waiting.get(client)) and waiting[0][0] < self._end(client):
+                    heappush(ready, -client)
+                    while waiting and waiting[0][0] < self._end(client):
+                        _, who = heappop(waiting)
+                        self._waits_for.pop(who, None)
+                        heappush(ready, -who)
+                    if not waiting:
+                        del self._waiting[client]
+                    break
 
     def _missing(self, item: Item) -> Id | None:
         """An id that it depends on and that is not there yet."""
@@ -537,14 +553,25 @@ class Doc:
         return index, self._items[client][index]
 
     def _beginning(self, id_: Id) -> Item:
-        """The item that begins with this id, after it was cut there if need be."""
+        """The item that begins with this id, after it was cut there if need be.
+
+        What is long is halved first, again and again: each cut copies what it cuts.
+        """
         index, item = self._at(id_)
-        if item.clock == id_[1] or item.kind == GC:
+        if item.kind == GC:
             return item
+        while item.clock < id_[1]:
+            half = item.half()
+            right = self._split(item, index, id_[1] - item.clock if half is None else half)
+            if right.clock <= id_[1]:
+                index, item = index + 1, right
+        return item
+
+    def _split(self, item: Item, index: int, at: int) -> Item:
         assert isinstance(item.parent, Node)
         item.parent.marker = None
         characters = item.count
-        right = item.split(id_[1] - item.clock)
+        right = item.split(at)
         transaction = self._transaction or self._incoming
         assert transaction is not None
         if item.count + right.count > characters:
@@ -555,15 +582,17 @@ class Doc:
         elif item.kind == DELETED:
             for feed in self._feeds:
                 feed._note_cut_deleted(right)
-        self._items[id_[0]].insert(index + 1, right)
-        self._starts[id_[0]].insert(index + 1, right.clock)
+        self._items[item.client].insert(index + 1, right)
+        self._starts[item.client].insert(index + 1, right.clock)
         return right
 
     def _ending(self, id_: Id) -> Item:
         """The item that ends with this id, likewise."""
         _, item = self._at(id_)
         if item.kind != GC and item.clock + item.length > id_[1] + 1:
-            self._beginning((id_[0], id_[1] + 1))
+            left = self._beginning((id_[0], id_[1] + 1)).left
+            assert left is not None
+            return left
         return item
 
     def _integrate(self, item: Item, transaction: Transaction) -> None:
@@ -575,6 +604,9 @@ class Doc:
             item.left = self._ending(item.origin)
         if item.right_origin is not None:
             item.right = self._beginning(item.right_origin)
+            left = item.left
+            if left is not None and left.kind != GC and left.last_id != item.origin:
+                item.left = item.right.left  # the right one was cut out of the left one
         node = self._parent_of(item)
         if node is None:
             item.kind, item.content, item.deleted = GC, None, True
@@ -594,7 +626,7 @@ class Doc:
             if item.left is not None:
                 item.right = item.left.right
             else:
-                item.right = self._first(item, node)
+                item.right = node.first(item.key)
             self._link(item, node, transaction)
 
     def _parent_of(self, item: Item) -> Node | None:
@@ -619,6 +651,8 @@ class Doc:
             item.left.right = item
         elif item.key is None:
             node.start = item
+        else:
+            node.firsts[item.key] = item
         if item.right is not None:
             item.right.left = item
         elif item.key is None:
@@ -641,39 +675,27 @@ class Doc:
     def _place(self, item: Item, node: Node) -> Item | None:
         """What goes to its left, of what others have put at the same place."""
         left = item.left
-        other = left.right if left is not None else self._first(item, node)
-        conflicting: set[Item] = set()
-        before_origin: set[Item] = set()
+        other = left.right if left is not None else node.first(item.key)
+        seen: dict[Item, int] = {}
+        passed = 0  # how many of them are to its left
         while other is not None and other is not item.right:
             self._looked_at += 1
-            before_origin.add(other)
-            conflicting.add(other)
+            number = len(seen)
+            seen[other] = number
             if item.origin == other.origin:
                 if other.client < item.client:
-                    left = other
-                    conflicting.clear()
+                    left, passed = other, number + 1
                 elif item.right_origin == other.right_origin:
                     break
-            elif other.origin is not None and (at := self._at(other.origin)[1]) in before_origin:
-                if at not in conflicting:
-                    left = other
-                    conflicting.clear()
+            elif other.origin is not None and (at := self._at(other.origin)[1]) in seen:
+                if seen[at] < passed:
+                    left, passed = other, number + 1
             else:
                 break
             other = other.right
         if other is None and item.right is not None:
             self._is_misplaced = True
         return left
-
-    def _first(self, item: Item, node: Node) -> Item | None:
-        """The first of the items among which this one goes."""
-        if item.key is None:
-            return node.start
-        first = node.map.get(item.key)
-        while first is not None and first.left is not None:
-            self._looked_at += 1
-            first = first.left
-        return first
 
     def _delete_ranges(
         self, client: int, ranges: list[Range], limit: int, transaction: Transaction

@@ -69,10 +69,11 @@ class Feed:
         self._lacking: set[int] = set(doc._items)
         """Clients of which the engine may lack something."""
         self._deleted: defaultdict[int, list[Range]] = defaultdict(list)
+        """Of these clients what it was not told that it is deleted."""
         for client, items in doc._items.items():
-            self._deleted[client] += [
-                (item.clock, item.clock + item.length) for item in items if item.deleted
-            ]
+            for item in items:
+                if item.deleted:
+                    self._deleted[client].append((item.clock, item.clock + item.length))
         self._given: Mapping[int, list[Range]] = {}
         """What is deleted by the engine's edit that is being taken in."""
         self._taken: dict[int, int] = {}
@@ -100,7 +101,7 @@ class Feed:
             if start < end:
                 structs[client] = self._items(client, start)
                 self._taken[client] = end
-        deletes = {client: coalesce(ranges) for client, ranges in self._deleted.items() if ranges}
+        deletes = {client: coalesce(ranges) for client, ranges in self._deleted.items()}
         self._taken_deletes = {client: len(ranges) for client, ranges in self._deleted.items()}
         if self.problem is not None or not (structs or deletes):
             return None
@@ -116,7 +117,9 @@ class Feed:
             if self._doc._end(client) > self._known.get(client, 0)
         }
         for client, number in self._taken_deletes.items():
-            del self._deleted[client][:number]
+            ranges = self._deleted.pop(client)[number:]
+            if ranges:
+                self._deleted[client] = ranges
         self._taken_deletes.clear()
 
     def give(self, update: bytes) -> None:
@@ -149,7 +152,8 @@ class Feed:
         self._look_for_misplaced()
         own = self._given if transaction.origin is self._origin else {}
         for client, ranges in transaction.deleted.items():
-            self._deleted[client] += subtract(coalesce(ranges), own.get(client, []))
+            if new := subtract(coalesce(ranges), own.get(client, [])):
+                self._deleted[client] += new
         for client in transaction.starts:
             if self._doc._end(client) > self._known.get(client, 0):
                 self._lacking.add(client)

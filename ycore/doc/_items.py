@@ -12,12 +12,15 @@ from enum import IntEnum
 from html import escape
 from itertools import islice
 from math import isfinite
+from reprlib import repr as brief
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..jsontext import check_json
 from ..lib0 import (
+    MAX_SAFE_INTEGER,
     UNDEFINED,
+    BigInt,
     Undefined,
     read_any,
     read_var_string,
@@ -57,8 +60,9 @@ _QUOTED: Final = MAX_DEPTH // 4
 _MAX_FORMATS: Final = 64
 """How many formats are shown of one place: editors have a dozen. With thousands that are never
 ended, each repeated wherever another begins, a few bytes would show as megabytes."""
-_MAX_MERGED: Final = 1024
-"""How long an item gets by joining it with what was typed behind it."""
+_LONG: Final = 1024
+"""In clocks: no item gets longer by joining it with what was typed behind it, and a longer one is
+halved before it is cut."""
 
 
 class Kind(IntEnum):
@@ -128,6 +132,12 @@ class Item:
             return place
         return utf16_length(self.content[:place])
 
+    def half(self) -> int | None:
+        """How many clocks the first half of its content is, if that is long."""
+        if self.length <= _LONG or self.content is None:
+            return None
+        return self.clocks_before(self.count // 2)
+
     def split(self, at: int) -> Item:
         """Cut it after `at` clocks; returns the right part."""
         content: Any = self.content
@@ -172,7 +182,7 @@ class Item:
             or self.right_origin != right.right_origin
             or self.deleted != right.deleted
             or self.key is not None
-            or (self.kind == STRING and self.length + right.length > _MAX_MERGED)
+            or (self.kind == STRING and self.length + right.length > _LONG)
         ):
             return False
         if self.kind == STRING:
@@ -190,8 +200,8 @@ class Item:
 class Node:
     """A shared type: a root, or the content of an item."""
 
-    __slots__ = ("deep_observers", "doc", "facade", "item", "kind", "last", "length", "map",
-                 "marker", "name", "observers", "pairs", "start")  # fmt: skip
+    __slots__ = ("deep_observers", "doc", "facade", "firsts", "item", "kind", "last", "length",
+                 "map", "marker", "name", "observers", "pairs", "start")  # fmt: skip
 
     def __init__(self, kind: Kind | None, name: str = "") -> None:
         self.kind = kind
@@ -210,6 +220,8 @@ class Node:
         """How many of them are second halves of pairs of surrogates: no characters of their own."""
         self.map: dict[str, Item] = {}
         """For each key its last item."""
+        self.firsts: dict[str, Item] = {}
+        """And its first."""
         self.observers: list[Any] | None = None
         self.deep_observers: list[Any] | None = None
         self.facade: Any = None
@@ -232,6 +244,10 @@ class Node:
             self.length += sign * item.length
             if item.kind == STRING:
                 self.pairs += sign * (item.length - len(item.content))
+
+    def first(self, key: str | None) -> Item | None:
+        """The first item under a key; without one, the first in order."""
+        return self.start if key is None else self.firsts.get(key)
 
     def items(self) -> Iterator[Item]:
         """Those that are not deleted, in order."""
@@ -540,6 +556,20 @@ def normal_json(value: Any) -> Any:
         _json(normal)  # or a number is too large
     except (TypeError, ValueError, RecursionError, RemoteProtocolError) as exc:
         raise LocalProtocolError(f"not JSON: {exc}") from None
+    todo = [value]
+    while todo:  # Python writes more than others would read the same from
+        part = todo.pop()
+        if isinstance(part, dict):
+            for key in part:
+                if not isinstance(key, str):
+                    raise LocalProtocolError(f"not JSON: a key must be a string: {key!r}")
+            todo += part.values()
+        elif isinstance(part, Subdocument):
+            raise LocalProtocolError(f"not JSON: {brief(part)}")
+        elif isinstance(part, list | tuple):
+            todo += part
+        elif isinstance(part, BigInt) or (isinstance(part, int) and abs(part) > MAX_SAFE_INTEGER):
+            raise LocalProtocolError(f"not JSON: a number has at most 53 bits: {brief(part)}")
     return normal
 
 
@@ -576,6 +606,17 @@ def normal_text(text: str) -> str:
     out = bytearray()
     write_var_string(out, text)
     return read_var_string(out, 0)[0]
+
+
+def checked_text(text: str, what: str) -> str:
+    """`normal_text` of what is called so in the error's message.
+
+    Raises:
+        LocalProtocolError: it is no text.
+    """
+    if not isinstance(text, str):
+        raise LocalProtocolError(f"{what} must be a str: {brief(text)}")
+    return normal_text(text)
 
 
 def encode_items(structs: Mapping[int, list[Item]], deletes: Mapping[int, list[Range]]) -> bytes:

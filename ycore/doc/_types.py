@@ -8,7 +8,8 @@ out of one (`doc.get_text("t")`, `array[0]`). Sources: yjs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, overload
+from reprlib import repr as brief
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self, TypeAlias, overload
 
 from ..errors import LocalProtocolError
 from ..lib0 import MAX_NESTING
@@ -21,6 +22,7 @@ from ._items import (
     Kind,
     Node,
     Subdocument,
+    checked_text,
     facade_of,
     last_of,
     normal_any,
@@ -37,10 +39,17 @@ if TYPE_CHECKING:
 Value: TypeAlias = Any
 """What can be in an array or a map: None, bool, int (of 53 bits; more as a `BigInt`), float, str,
 bytes, lists and dicts of these, or a shared type."""
+Child: TypeAlias = "XmlElement | XmlText | XmlHook | str"
+"""What can be in XML. Of a string is made an XmlText."""
+Embed: TypeAlias = "SharedType | Mapping[str, Any]"
+"""What can be in a text besides characters: an object of JSON, such as {"image": url}, or a shared
+type."""
 Content: TypeAlias = tuple[int, Any]
 """The kind of an item, and what it holds: of values a list."""
 Attributes: TypeAlias = Mapping[str, Any]
 """Formats of a text: name -> a JSON value; None ends one."""
+Filling: TypeAlias = "Iterator[SharedType]"
+"""Puts things into a document. Gives each type that it has put, and goes on when that is filled."""
 
 
 class SharedType:
@@ -55,6 +64,8 @@ class SharedType:
     def __init__(self) -> None:
         self._node = Node(self.kind)
         self._node.facade = self
+        self._is_claimed = False
+        """Whether something that is in no document yet was made with it."""
 
     @classmethod
     def _of(cls, node: Node) -> Self:
@@ -109,12 +120,13 @@ class SharedType:
             raise LocalProtocolError(f"put this {type(self).__name__} into a document first")
         return self._node.doc.transaction()
 
-    def _fill(self) -> None:
+    def _fill(self) -> Filling:
         """Put into it what it was made with, now that it is in a document."""
+        return iter(())
 
     # -- lists
 
-    def _insert_values(self, left: Item | None, contents: Iterable[Content]) -> None:
+    def _insert_values(self, left: Item | None, contents: Iterable[Content]) -> Filling:
         """Put contents behind an item, None for the start."""
         node, doc = self._node, self._node.doc
         plain: list[Any] = []
@@ -135,7 +147,7 @@ class SharedType:
                 flush()
                 left = doc._make(node, left, right(), kind, 1, content)
                 if kind == TYPE:
-                    content.facade._fill()
+                    yield content.facade
         flush()
 
     def _left_of(self, index: int) -> Item | None:
@@ -176,13 +188,16 @@ class SharedType:
             raise KeyError(key)
         return shown(last_of(item))
 
-    def _set_key(self, key: str, value: Value) -> None:
-        key = _checked_key(key)
-        kind, content = _content(value)
-        with self._transaction():
+    def _set_keys(self, entries: Mapping[str, Content]) -> Filling:
+        for key, (kind, content) in entries.items():
             self._node.doc._make(self._node, self._node.map.get(key), None, kind, 1, content, key)
-            if isinstance(value, SharedType):
-                value._fill()
+            if kind == TYPE:
+                yield content.facade
+
+    def _set_key(self, key: str, value: Value) -> None:
+        entries = _entries({key: value})
+        with self._transaction():
+            _put(self._set_keys(entries))
 
     def _delete_key(self, key: str) -> None:
         item = self._node.map.get(key)
@@ -192,13 +207,50 @@ class SharedType:
             self._node.doc._delete(item, self._node.doc._current)
 
 
+def _put(filling: Filling) -> None:
+    """Put something into a document, and into each type what it was made with."""
+    todo = [filling]
+    while todo:
+        made = next(todo[-1], None)
+        if made is None:
+            todo.pop()
+        else:
+            todo.append(made._fill())
+
+
 def _contents(values: Iterable[Value]) -> list[Content]:
     """`_content` of several."""
-    contents = [_content(value) for value in values]
+    if isinstance(values, str | bytes | bytearray | memoryview | Mapping | Subdocument):
+        raise LocalProtocolError(
+            f"a list of values is needed, not a {type(values).__name__}: write [{brief(values)}]"
+        )
+    if not isinstance(values, Iterable):
+        raise LocalProtocolError(f"a list of values is needed: write [{brief(values)}]")
+    return _once([_content(value) for value in values])
+
+
+def _entries(entries: Mapping[str, Value]) -> dict[str, Content]:
+    """`_content` of each value."""
+    if not isinstance(entries, Mapping):
+        raise LocalProtocolError(f"a dict is needed: {brief(entries)}")
+    contents = {checked_text(key, "a key"): _content(value) for key, value in entries.items()}
+    _once(contents.values())
+    return contents
+
+
+def _once(contents: Iterable[Content]) -> list[Content]:
+    contents = list(contents)
     types = [content for kind, content in contents if kind == TYPE]
     if len(set(types)) < len(types):
         raise LocalProtocolError("a shared type can be put in one place only")
     return contents
+
+
+def _claim(contents: Iterable[Content]) -> None:
+    """These are in what was just made: nothing else can have them."""
+    for kind, content in contents:
+        if kind == TYPE:
+            content.facade._is_claimed = True
 
 
 def _content(value: Value) -> Content:
@@ -208,12 +260,15 @@ def _content(value: Value) -> Content:
         LocalProtocolError: it can't be in a document, or it is in one already.
     """
     if isinstance(value, SharedType):
-        if value._node.doc is not None:
-            raise LocalProtocolError(f"this {type(value).__name__} is in a document already")
+        if value._node.doc is not None or value._is_claimed:
+            where = "another type" if value._node.doc is None else "a document"
+            raise LocalProtocolError(f"this {type(value).__name__} is in {where} already")
         return TYPE, value._node
     if isinstance(value, Subdocument):
         if not isinstance(value.guid, str) or not isinstance(value.options, dict):
-            raise LocalProtocolError(f"a subdocument has a guid and a dict of options: {value!r}")
+            raise LocalProtocolError(
+                f"a subdocument has a guid and a dict of options: {brief(value)}"
+            )
         return DOC, Subdocument(normal_text(value.guid), *normal_any([_plain(value.options)]))
     if isinstance(value, bytes | bytearray | memoryview):
         return BINARY, bytes(value)
@@ -221,24 +276,24 @@ def _content(value: Value) -> Content:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """Tuples as lists, inside too.
+    """Tuples as lists and all bytes as `bytes`, inside too.
 
     Raises:
-        LocalProtocolError: it is nested too deep, or in itself.
+        LocalProtocolError: it is nested too deep, or in itself; or it has something in it that can
+            be in a shared type only.
     """
     if depth > MAX_NESTING:
         raise LocalProtocolError(f"the value nests deeper than {MAX_NESTING}")
+    if isinstance(value, SharedType | Subdocument):
+        raise LocalProtocolError(
+            f"a {type(value).__name__} can't be in a plain list or dict: put it into an Array or a "
+            "Map"
+        )
     if isinstance(value, tuple | list):
         return [_plain(part, depth + 1) for part in value]
     if isinstance(value, dict):
         return {key: _plain(part, depth + 1) for key, part in value.items()}
-    return value
-
-
-def _checked_key(key: str) -> str:
-    if not isinstance(key, str):
-        raise LocalProtocolError(f"a key must be a string: {key!r}")
-    return normal_text(key)
+    return bytes(value) if isinstance(value, bytearray | memoryview) else value
 
 
 class _Children(SharedType):
@@ -246,11 +301,16 @@ class _Children(SharedType):
 
     def __init__(self, values: Iterable[Value] = ()) -> None:
         super().__init__()
-        self._made_with = list(values)
+        self._made_with = self._contents(values)
+        _claim(self._made_with)
 
-    def _fill(self) -> None:
-        self._insert_values(None, _contents(self._made_with))
-        self._made_with = []
+    def _fill(self) -> Filling:
+        made_with, self._made_with = self._made_with, []
+        yield from self._insert_values(None, made_with)
+
+    @staticmethod
+    def _contents(values: Iterable[Value]) -> list[Content]:
+        return _contents(values)
 
     def __len__(self) -> int:
         return self._node.length
@@ -279,9 +339,10 @@ class _Children(SharedType):
             IndexError: there is no such place.
             LocalProtocolError: a value can't be in a document: then none of them is.
         """
-        contents = _contents(values)
+        place = _place_of(index, len(self))
+        contents = self._contents(values)
         with self._transaction():
-            self._insert_values(self._left_of(_place_of(index, len(self))), contents)
+            _put(self._insert_values(self._left_of(place), contents))
 
     def append(self, value: Value) -> None:
         """Put a value at the end."""
@@ -297,10 +358,17 @@ class _Children(SharedType):
 
 
 def _place_of(index: int, length: int) -> int:
+    index = _checked_int(index, "an index")
     place = index + length if index < 0 else index
     if not 0 <= place <= length:
         raise IndexError(f"index {index} is out of range: there are {length}")
     return place
+
+
+def _checked_int(number: int, what: str) -> int:
+    if not isinstance(number, int):
+        raise LocalProtocolError(f"{what} must be an int: {brief(number)}")
+    return number
 
 
 def _range_of(index: int | slice, length: int) -> tuple[int, int]:
@@ -309,6 +377,7 @@ def _range_of(index: int | slice, length: int) -> tuple[int, int]:
         if step != 1:
             raise LocalProtocolError("a slice to delete can't have a step")
         return start, max(stop - start, 0)
+    index = _checked_int(index, "an index")
     place = index + length if index < 0 else index
     if not 0 <= place < length:
         raise IndexError(f"index {index} is out of range: there are {length}")
@@ -329,7 +398,7 @@ class Array(_Children):
         contents = _contents([value])
         with self._transaction():
             self._delete_values(start, length)
-            self._insert_values(self._left_of(start), contents)
+            _put(self._insert_values(self._left_of(start), contents))
 
     def __repr__(self) -> str:
         return f"Array({list(self)})"
@@ -346,15 +415,15 @@ class Map(SharedType, MutableMapping[str, Any]):
 
     def __init__(self, entries: Mapping[str, Value] | None = None) -> None:
         super().__init__()
-        self._made_with = dict(entries or {})
+        self._made_with = _entries({} if entries is None else entries)
+        _claim(self._made_with.values())
 
     __eq__ = SharedType.__eq__
     __hash__ = SharedType.__hash__
 
-    def _fill(self) -> None:
+    def _fill(self) -> Filling:
         made_with, self._made_with = self._made_with, {}
-        for key, value in made_with.items():
-            self._set_key(key, value)
+        yield from self._set_keys(made_with)
 
     def __len__(self) -> int:
         return sum(not item.deleted for item in self._node.map.values())
@@ -393,11 +462,12 @@ class Text(SharedType):
 
     def __init__(self, text: str = "") -> None:
         super().__init__()
-        self._made_with = text
+        self._made_with = checked_text(text, "a text")
 
-    def _fill(self) -> None:
+    def _fill(self) -> Filling:
         text, self._made_with = self._made_with, ""
         self.insert(0, text)
+        return super()._fill()
 
     def __len__(self) -> int:
         return self._node.length - self._node.pairs
@@ -423,24 +493,25 @@ class Text(SharedType):
 
         Raises:
             IndexError: there is no such place.
+            LocalProtocolError: it is no text, or a format is not JSON.
         """
-        text = normal_text(text)
+        place = _place_of(index, len(self))
+        text = checked_text(text, "a text")
+        formats = None if attributes is None else _formats(attributes)
         if text:
-            self._insert(index, STRING, utf16_length(text), text, attributes)
+            self._insert(place, STRING, text, formats)
 
-    def insert_embed(self, index: int, value: Value, attributes: Attributes | None = None) -> None:
-        """Put something else than text there: a JSON value, such as {"image": url}, or a shared
-        type.
+    def insert_embed(self, index: int, value: Embed, attributes: Attributes | None = None) -> None:
+        """Put something else than text there: an object of JSON, such as {"image": url}, or a
+        shared type.
 
         Raises:
             IndexError: there is no such place.
-            LocalProtocolError: it is not JSON.
+            LocalProtocolError: it is neither, or a format is not JSON.
         """
-        if isinstance(value, SharedType):
-            kind, content = _content(value)
-            self._insert(index, kind, 1, content, attributes)
-        else:
-            self._insert(index, EMBED, 1, normal_json(value), attributes)
+        place = _place_of(index, len(self))
+        formats = None if attributes is None else _formats(attributes)
+        self._insert(place, *_embed(value), formats)
 
     def append(self, text: str, attributes: Attributes | None = None) -> None:
         """Put text at the end."""
@@ -464,10 +535,9 @@ class Text(SharedType):
             IndexError: there are not so many.
             LocalProtocolError: a value is not JSON.
         """
-        index = self._checked(index, length)
+        index, formats = self._checked(index, length), _formats(attributes)
         with self._transaction():
-            position = Position.find(self._node, index)
-            position.format(length, _normal(attributes))
+            Position.find(self._node, index).format(length, formats)
 
     def apply_delta(self, delta: Iterable[Mapping[str, Any]]) -> None:
         """Carry out a delta of Quill's: {"retain": n}, {"insert": text or embed} and {"delete": n},
@@ -475,27 +545,32 @@ class Text(SharedType):
 
         Raises:
             IndexError: it goes beyond the end.
-            LocalProtocolError: it is no delta.
+            LocalProtocolError: it is no delta. Then, too, nothing has changed.
         """
+        ops = [_Op.of(op) for op in delta]
+        _once((op.kind, op.content) for op in ops)
+        index, size = 0, len(self)
+        for op in ops:
+            if op.kind:
+                size += op.length
+            elif op.content == "delete":
+                size -= op.length
+            if op.content != "delete":
+                index += op.length
+            if index > size:
+                raise IndexError(f"the delta goes beyond the end: there are {len(self)}")
+        index = 0
         with self._transaction():
-            index = 0
-            for op in delta:
-                attributes = op.get("attributes") or {}
-                match op:
-                    case {"insert": str(text)}:
-                        self.insert(index, text, attributes)
-                        index += len(normal_text(text))
-                    case {"insert": embed}:
-                        self.insert_embed(index, embed, attributes)
-                        index += 1
-                    case {"retain": int(length)}:
-                        if attributes:
-                            self.format(index, length, attributes)
-                        index += length
-                    case {"delete": int(length)}:
-                        self.delete(index, length)
-                    case _:
-                        raise LocalProtocolError(f"not a delta's: {op!r}")
+            for op in ops:
+                if op.kind:
+                    if op.length:
+                        self._insert(index, op.kind, op.content, op.formats)
+                elif op.content == "delete":
+                    self.delete(index, op.length)
+                    continue
+                elif op.formats:
+                    Position.find(self._node, index).format(op.length, op.formats)
+                index += op.length
 
     def to_delta(self) -> list[dict[str, Any]]:
         """With formats and embeds: Quill's delta."""
@@ -507,23 +582,66 @@ class Text(SharedType):
     def _checked(self, index: int, length: int) -> int:
         size = len(self)
         index = _place_of(index, size)
-        if length < 0 or index + length > size:
+        if _checked_int(length, "a length") < 0 or index + length > size:
             raise IndexError(f"{length} characters from {index} on: there are {size}")
         return index
 
-    def _insert(
-        self, index: int, kind: int, length: int, content: Any, attributes: Attributes | None
-    ) -> None:
-        index = _place_of(index, len(self))
-        formats = None if attributes is None else _normal(attributes)
+    def _insert(self, index: int, kind: int, content: Any, formats: dict[str, Any] | None) -> None:
+        length = utf16_length(content) if kind == STRING else 1
         with self._transaction():
             Position.find(self._node, index).insert(kind, length, content, formats)
             if kind == TYPE:
-                content.facade._fill()
+                _put(content.facade._fill())
 
 
-def _normal(attributes: Attributes) -> dict[str, Any]:
-    return {_checked_key(key): normal_json(value) for key, value in attributes.items()}
+def _formats(attributes: Attributes) -> dict[str, Any]:
+    if not isinstance(attributes, Mapping):
+        raise LocalProtocolError(f"formats must be a dict: {brief(attributes)}")
+    return {
+        checked_text(key, "a format's name"): normal_json(value)
+        for key, value in attributes.items()
+    }
+
+
+def _embed(value: Embed) -> Content:
+    if isinstance(value, SharedType):
+        return _content(value)
+    if not isinstance(value, Mapping):
+        raise LocalProtocolError(
+            f"an embed must be a dict or a shared type: {brief(value)}; insert() is for text"
+        )
+    return EMBED, normal_json(dict(value))
+
+
+class _Op(NamedTuple):
+    """An operation of a delta, checked."""
+
+    kind: int
+    """Of what it inserts; 0 for others."""
+    content: Any
+    """What it inserts, or else "retain" or "delete"."""
+    length: int
+    formats: dict[str, Any]
+
+    @classmethod
+    def of(cls, op: Mapping[str, Any]) -> _Op:
+        """
+        Raises:
+            LocalProtocolError: it is none.
+        """
+        if isinstance(op, Mapping):
+            formats = _formats(op.get("attributes") or {})
+            match op:
+                case {"insert": str(text)}:
+                    text = normal_text(text)
+                    return cls(STRING, text, len(text), formats)
+                case {"insert": embed}:
+                    return cls(*_embed(embed), 1, formats)
+                case {"retain": int(length)} if length >= 0:
+                    return cls(0, "retain", length, formats)
+                case {"delete": int(length)} if length >= 0:
+                    return cls(0, "delete", length, formats)
+        raise LocalProtocolError(f"not a delta's: {brief(op)}")
 
 
 class _Attributes(MutableMapping[str, Any]):
@@ -552,13 +670,31 @@ class _Attributes(MutableMapping[str, Any]):
 
 
 class XmlFragment(_Children):
-    """XML elements and texts in order: what ProseMirror and Tiptap have as their root.
+    """XML elements and texts in order: what ProseMirror and Tiptap have as their root. Of a string
+    is made an `XmlText`.
+
+    ProseMirror and Tiptap read nothing but elements directly in their root, and text only in those:
+    `fragment.append(XmlElement("paragraph", children=["Hello"]))`. They can't read hooks.
 
     Args:
         children: what it is made with.
     """
 
     kind = Kind.XML_FRAGMENT
+
+    @staticmethod
+    def _contents(values: Iterable[Child]) -> list[Content]:
+        contents = _contents(values)
+        for at, (kind, content) in enumerate(contents):
+            if kind == ANY and isinstance(content[0], str):
+                contents[at] = _content(XmlText(content[0]))
+            elif kind != TYPE or content.kind not in _CHILDREN:
+                what = content[0] if kind == ANY else content.facade if kind == TYPE else content
+                raise LocalProtocolError(
+                    "XML can have an XmlElement, an XmlText, an XmlHook or a str in it, and not a "
+                    f"{type(what).__name__}: {brief(what)}"
+                )
+        return contents
 
     def __str__(self) -> str:
         return str(self.to_json())
@@ -581,17 +717,17 @@ class XmlElement(XmlFragment):
         self,
         tag: str,
         attributes: Mapping[str, Value] | None = None,
-        children: Iterable[Value] = (),
+        children: Iterable[Child] = (),
     ) -> None:
         super().__init__(children)
-        self._node.name = normal_text(tag)
-        self._attributes_made_with = dict(attributes or {})
+        self._node.name = checked_text(tag, "a tag")
+        self._attributes_made_with = _entries({} if attributes is None else attributes)
+        _claim(self._attributes_made_with.values())
 
-    def _fill(self) -> None:
-        for name, value in self._attributes_made_with.items():
-            self._set_key(name, value)
-        self._attributes_made_with = {}
-        super()._fill()
+    def _fill(self) -> Filling:
+        made_with, self._attributes_made_with = self._attributes_made_with, {}
+        yield from self._set_keys(made_with)
+        yield from super()._fill()
 
     @property
     def tag(self) -> str:
@@ -615,13 +751,13 @@ class XmlText(Text):
 
     def __init__(self, text: str = "", attributes: Mapping[str, Value] | None = None) -> None:
         super().__init__(text)
-        self._attributes_made_with = dict(attributes or {})
+        self._attributes_made_with = _entries({} if attributes is None else attributes)
+        _claim(self._attributes_made_with.values())
 
-    def _fill(self) -> None:
-        for name, value in self._attributes_made_with.items():
-            self._set_key(name, value)
-        self._attributes_made_with = {}
-        super()._fill()
+    def _fill(self) -> Filling:
+        made_with, self._attributes_made_with = self._attributes_made_with, {}
+        yield from self._set_keys(made_with)
+        yield from super()._fill()
 
     @property
     def attributes(self) -> MutableMapping[str, Any]:
@@ -641,9 +777,13 @@ class XmlHook(Map):
 
     def __init__(self, name: str, entries: Mapping[str, Value] | None = None) -> None:
         super().__init__(entries)
-        self._node.name = normal_text(name)
+        self._node.name = checked_text(name, "a hook's name")
 
     @property
     def name(self) -> str:
         """Which hook."""
         return self._node.name
+
+
+_CHILDREN: Final = frozenset({Kind.XML_ELEMENT, Kind.XML_TEXT, Kind.XML_HOOK})
+"""What can be in XML."""

@@ -26,8 +26,13 @@ Make a `pycrdt.Doc` with `skip_gc=True`: without it, it once crashed the process
 fault) in 600 random sessions of edits on both sides, and not in 2,600 with it. From here nothing
 can be done about that, nor be seen how a document was made.
 
+Places in a text of pycrdt are counted in bytes of UTF-8: what comes behind "é" is at 2, and
+`len("é")` is no place in it but `len("é".encode())` is. Given one in the midst of a character,
+pycrdt makes an item that names itself, or one from elsewhere, as its neighbour (Yjs throws on the
+first, too), or it panics: the binding ends. With places between characters, and with all of a
+`YDoc`, which counts characters, it goes on whatever the text is.
+
 Reading is between you and the engine: y-py panics on XML fragments that are not roots, for one.
-And pycrdt, asked to insert text behind a character beyond ASCII, may make such an item itself.
 
 Like the document and y-py, a binding is used in one thread.
 """
@@ -69,6 +74,8 @@ class Engine(ABC):
     """The highest client id that it knows."""
     subdocuments: ClassVar[bool] = True
     """Whether it knows subdocuments."""
+    hint: ClassVar[str] = ""
+    """What its user should look at when it makes an update that is wrong."""
 
     @abstractmethod
     def encode_state_vector(self) -> bytes: ...
@@ -202,7 +209,9 @@ class Binding:
         try:
             self._feed.give(update)
         except RemoteProtocolError as exc:
-            raise EngineError(f"the engine made a malformed update: {exc}") from exc
+            raise EngineError(
+                f"the engine made a malformed update: {exc}{self._engine.hint}"
+            ) from exc
 
     def _edited(self, update: bytes) -> None:
         """The engine was changed."""
@@ -212,7 +221,9 @@ class Binding:
         try:
             self._give(update)
             if self._feed.problem is not None:
-                raise EngineError(self._feed.problem)
+                raise EngineError(
+                    f"since an edit in the engine: {self._feed.problem}{self._engine.hint}"
+                )
         except EngineError as exc:
             self._end(exc)
         except Exception:  # engines don't know what to do with it

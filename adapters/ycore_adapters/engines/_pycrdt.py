@@ -15,6 +15,10 @@ logger = logging.getLogger(__name__)
 class PycrdtEngine(Engine):
     """A `pycrdt.Doc`."""
 
+    hint = (
+        ". pycrdt counts places in a text in bytes of UTF-8: was one in the midst of a character?"
+    )
+
     def __init__(self, ydoc: pycrdt.Doc) -> None:
         self._ydoc = ydoc
 
