@@ -5,6 +5,7 @@ Named tuples, since there are some for every keystroke and they are made in half
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .awareness import AwarenessEntry
@@ -17,6 +18,7 @@ __all__ = [
     "Close",
     "CustomMessage",
     "Effect",
+    "EffectSteps",
     "Load",
     "Persist",
     "Probe",
@@ -92,3 +94,7 @@ class Unload(NamedTuple):
 Effect: TypeAlias = (
     Persist | Send | Close | Probe | CustomMessage | AwarenessChanged | Load | Unload
 )
+
+EffectSteps: TypeAlias = Generator[list[Effect] | None, None, list[Effect]]
+"""Work in steps (see `ycore.steps`) that may have effects at each of them, and in the end. None:
+it only pauses. A list, if an empty one: more follows when the member has taken what it was sent."""

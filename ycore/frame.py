@@ -8,9 +8,10 @@ gives others a turn in between, until `Frame.done`.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from .awareness import AwarenessEntry, decode_awareness_steps
+from .effects import EffectSteps
 from .errors import CloseCode, RemoteProtocolError
 from .messages import (
     AwarenessUpdate,
@@ -39,21 +40,16 @@ _UPDATES: Final = (Update, SyncStep2)
 
 
 Content: TypeAlias = (
-    ParsedUpdate
-    | dict[int, int]
-    | list[AwarenessEntry]
-    | QueryAwareness
-    | Custom
-    | Steps[list[Any]]
+    ParsedUpdate | dict[int, int] | list[AwarenessEntry] | QueryAwareness | Custom | EffectSteps
 )
 """What a message says, ready to act on. The dict is a state vector, which asks for an answer; the
-steps are that answer under way, or an update that is not settled yet, and give their effects."""
+steps are that answer under way, or an update that is not settled yet."""
 
 
 class Frame:
     """One WebSocket message, to be given to `Room.receive` until it is `done`."""
 
-    __slots__ = ("_contents", "_data", "_reading", "done")
+    __slots__ = ("_contents", "_data", "_reading", "done", "has_more")
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._data = bytes(data)
@@ -61,6 +57,10 @@ class Frame:
         self._contents: deque[Content] | None = None
         self.done = False
         """Whether there is nothing left to do: it was taken in, or refused."""
+        self.has_more = False
+        """Whether it asked for so much that the answer is given in parts, and more of them follow.
+        Go on when the member has taken what it was sent, and the answer costs no more memory than
+        one part, however slow the member is."""
 
     def __len__(self) -> int:
         return len(self._data)

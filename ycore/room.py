@@ -22,7 +22,12 @@ effect has sent away, are out at once: nothing is sent to them, and what still c
 does nothing.
 
 A member too slow to take what is sent is *stalled* by the caller, in whose hands the outboxes are:
-the room then sends it nothing, and `resume` brings it level with one diff from where it stopped.
+the room then sends it nothing, and `resume` brings it level with one diff of what it missed. What
+that is, the room notes while somebody is stalled (`_Missed`): so to stall a member costs nothing,
+however large the document is, and to bring it level costs in proportion to what came meanwhile.
+
+Answers that are not shared by many are given in parts if they are long, for the caller to go on
+with when the member has taken the part before: see `Frame.has_more` and `resume_steps`.
 
 Awareness ids belong to the member that announced them; see `_vouch`.
 """
@@ -36,7 +41,16 @@ from math import inf
 from typing import Any, Final, NamedTuple
 
 from .awareness import Awareness, AwarenessEntry, encode_awareness
-from .effects import AwarenessChanged, Close, CustomMessage, Effect, Persist, Probe, Send
+from .effects import (
+    AwarenessChanged,
+    Close,
+    CustomMessage,
+    Effect,
+    EffectSteps,
+    Persist,
+    Probe,
+    Send,
+)
 from .errors import CloseCode, LocalProtocolError, RemoteProtocolError
 from .frame import Frame
 from .messages import (
@@ -48,8 +62,15 @@ from .messages import (
     Update,
 )
 from .settings import Settings
-from .steps import Steps, finish
-from .updates import ParsedUpdate, StructStore
+from .steps import Steps
+from .updates import (
+    ParsedUpdate,
+    Place,
+    Since,
+    StructStore,
+    decode_state_vector_steps,
+    parse_update,
+)
 
 __all__ = ["Member", "Room", "State"]
 
@@ -139,24 +160,100 @@ _SNAPSHOT_SINCE: Final = 64
 _SNAPSHOT_SHARE: Final = 16
 """How many times as long as all of these a snapshot has to be. A short one is made anew at once."""
 
+_PART: Final = 2**20
+"""From about how many bytes on what is sent to one member alone is given in parts. What a slow one
+costs is in proportion to that; but a client takes in many parts in more time than the whole."""
+
 _NO_MORE: Final = SyncStep2(b"\x00\x00").encode()
 
 _READ_ONLY: Final = "this connection is read-only"
 
 
+class _Encoding:
+    """An encoded update that several wait for: each who does makes it, as anyone may leave."""
+
+    __slots__ = ("_result", "_steps")
+
+    def __init__(self, steps: Steps[tuple[bytes, Place | None]]) -> None:
+        self._steps = steps
+        self._result: tuple[bytes, Place | None] | None = None
+
+    @property
+    def update(self) -> bytes | None:
+        """None while it is being made."""
+        return None if self._result is None else self._result[0]
+
+    def steps(self) -> Steps[tuple[bytes, Place | None]]:
+        while self._result is None:
+            try:
+                next(self._steps)
+            except StopIteration as stop:
+                self._result = stop.value
+            else:
+                yield
+        return self._result
+
+
+class _Missed:
+    """What was sent to others while members were stalled.
+
+    All that stalled at the same state share one. Who stalls later begins the next: so there are no
+    more of them than stalled members, and they hold no more than what came meanwhile. Those that
+    nobody needs any more, nobody refers to.
+    """
+
+    __slots__ = ("_level", "_level_of", "next", "since")
+
+    def __init__(self) -> None:
+        self.since = Since()
+        self.next: _Missed | None = None
+        self._level: tuple[Since, _Encoding] | None = None
+        """What brings them level, and how many updates had been sent then."""
+        self._level_of = -1
+
+    def level(self, store: StructStore, sent: int) -> tuple[Since, _Encoding]:
+        """All that was missed from here on, and the first part of it as an update.
+
+        Args:
+            sent: how many updates were sent so far: those who are brought level at the same state
+                get the same bytes.
+        """
+        if self._level is None or self._level_of != sent:
+            since = Since()
+            self._level = since, _Encoding(self._level_steps(store, since))
+            self._level_of = sent
+        return self._level
+
+    def _level_steps(self, store: StructStore, since: Since) -> Steps[tuple[bytes, Place | None]]:
+        missed: _Missed | None = self
+        while missed is not None:
+            yield from since.join_steps(missed.since)
+            missed = missed.next
+        return (yield from store.since_part_steps(since, most=_PART))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was missed from here on."""
+        missed: _Missed | None = self
+        while missed is not None:
+            if missed.since:
+                return False
+            missed = missed.next
+        return True
+
+
 @dataclass(slots=True)
 class _Stalled:
-    """What a stalled member knows: all that was sent to it before, or what it says it has."""
+    """What a stalled member is to be told."""
 
     since: float
-    clocks: dict[int, int]
-    """The document's state vector then."""
-    clients: list[int]
+    missed: _Missed
+    clients: tuple[int, ...]
     """Whose awareness states there were."""
     denied: str | None = None
     """Why edits were refused meanwhile."""
-    asked: bool = False
-    """Whether it has sent a SyncStep1 since, or still waits for the answer to one."""
+    asked: tuple[bytes, float] | None = None
+    """What it said that it has in its last SyncStep1 since then, and when that came."""
 
 
 class _Unsent(NamedTuple):
@@ -174,12 +271,10 @@ class _Snapshot:
     objects, even while others type.
     """
 
-    __slots__ = ("_encoding", "_frame", "_since", "_since_bytes", "_update", "wanted_at")
+    __slots__ = ("_encoding", "_frame", "_since", "_since_bytes", "wanted_at")
 
     def __init__(self, store: StructStore) -> None:
-        self._encoding = store.diff_steps({})
-        self._update: bytes | None = None
-        """None while it is being made."""
+        self._encoding = _Encoding(store.diff_part_steps({}))
         self._frame: bytes | None = None
         self._since: list[bytes] = []
         """The frames that were broadcast since it was begun. It may have them or not."""
@@ -194,16 +289,9 @@ class _Snapshot:
         SyncStep2 last: it tells clients that this is all there is, and they may act upon that.
         """
         since = self._since[:]
-        while self._update is None:
-            # Each who waits for it makes it, since anyone may leave meanwhile.
-            try:
-                next(self._encoding)
-            except StopIteration as stop:
-                self._update = stop.value
-            else:
-                yield
+        update, _ = yield from self._encoding.steps()
         if self._frame is None:
-            message = Update(self._update) if self._since else SyncStep2(self._update)
+            message = Update(update) if self._since else SyncStep2(update)
             self._frame = message.encode()
         return [self._frame, *since, _NO_MORE] if self._since else [self._frame]
 
@@ -213,8 +301,9 @@ class _Snapshot:
             self._frame = None  # from now on it is an Update
         self._since.append(frame)
         self._since_bytes += len(frame)
+        update = self._encoding.update
         return len(self._since) <= _SNAPSHOT_SINCE and (
-            self._update is None or self._since_bytes * _SNAPSHOT_SHARE <= len(self._update)
+            update is None or self._since_bytes * _SNAPSHOT_SHARE <= len(update)
         )
 
 
@@ -239,6 +328,12 @@ class Room:
         self._members: dict[Member, None] = {}
         """In the order they joined."""
         self._stalled: dict[Member, _Stalled] = {}
+        self._missed: _Missed | None = None
+        """Where is noted what the stalled ones miss; None if there are none."""
+        self._sent = 0
+        """How many updates were sent to all."""
+        self._clients_here: tuple[int, tuple[int, ...]] = 0, ()
+        """Whose awareness states there are, and as of which `Awareness.changes`."""
         self._present: tuple[Member, ...] | None = None
         self._synced: tuple[Member, ...] | None = None
         self._everyone = 0, b""
@@ -312,7 +407,7 @@ class Room:
         if not self._is_in(member):
             return []
         del self._members[member]
-        self._stalled.pop(member, None)
+        self._unstall(member)
         self._audience_changed()
         if not self._members:
             self._snapshot = None
@@ -326,7 +421,8 @@ class Room:
         """Take in one WebSocket message. Does nothing if the member has left.
 
         Of a `Frame`, only a small part of the work is done: call again until it is `done`, and
-        take in nothing else of this member meanwhile.
+        take in nothing else of this member meanwhile. If it `has_more`, call when the member has
+        taken what it was sent.
 
         Malformed bytes change nothing, and cost the member its connection: the effects are then
         its `Close` and what its leaving means for the others.
@@ -340,6 +436,7 @@ class Room:
         return effects
 
     def _receive(self, member: Member, frame: Frame, now: float) -> list[Effect]:
+        frame.has_more = False
         if not self._is_in(member):
             frame.done = True
             return []
@@ -367,11 +464,12 @@ class Room:
                 self._take_custom(member, content, effects)
             elif isinstance(content, Generator):
                 try:
-                    next(content)
+                    some = next(content)
                 except StopIteration as stop:
                     effects += stop.value
                 else:
-                    return []
+                    frame.has_more = some is not None
+                    return some or []
             else:
                 if member._asks_until > now + _ANSWERS_AHEAD:
                     frame.done = True
@@ -411,6 +509,7 @@ class Room:
         effects: list[Effect] = [Close(member, code, reason) for member in self._members]
         self._members.clear()
         self._stalled.clear()
+        self._missed = None
         self._audience_changed()
         self._owners.clear()
         self._everyone = 0, b""
@@ -470,29 +569,72 @@ class Room:
         was, and this does nothing.
         """
         if self.state is State.OPEN and self._is_in(member) and member not in self._stalled:
-            # What was not sent to anyone yet does not reach it either.
-            clocks = {} if self._unsent else self.store.state_vector()
-            self._stalled[member] = _Stalled(now, clocks, list(self.awareness.states))
+            before = self._missed
+            if before is None or before.since:
+                self._missed = _Missed()
+                if before is not None:
+                    before.next = self._missed
+            assert self._missed is not None
+            changes, clients = self._clients_here
+            if changes != self.awareness.changes:
+                clients = tuple(self.awareness.states)
+                self._clients_here = self.awareness.changes, clients
+            self._stalled[member] = _Stalled(now, self._missed, clients)
             self._audience_changed()
 
+    def _unstall(self, member: Member) -> _Stalled | None:
+        stalled = self._stalled.pop(member, None)
+        if not self._stalled:
+            self._missed = None
+        return stalled
+
     def resume(self, member: Member) -> list[Effect]:
-        """A stalled member has taken all that was sent to it: bring it level in one step."""
-        if not self._is_in(member) or member not in self._stalled:
+        """A stalled member has taken all that was sent to it: bring it level."""
+        effects: list[Effect] = []
+        steps = self.resume_steps(member)
+        while True:
+            try:
+                some = next(steps)
+                effects += some or []
+            except StopIteration as stop:
+                effects += stop.value
+                return effects
+
+    def resume_steps(self, member: Member) -> EffectSteps:
+        """`resume` in steps. After each that gives effects, go on when the member has taken what it
+        was sent. Updates that are new reach it from the first step on."""
+        if not self._is_in(member):
             return []
-        effects = finish(self._flush_steps())
-        stalled = self._stalled.pop(member)
+        stalled = self._unstall(member)
+        if stalled is None:
+            return []
         self._audience_changed()
+        effects: list[Effect] = []
         if stalled.denied is not None:
             effects.append(Send(PermissionDenied(stalled.denied).encode(), (member,)))
-        if member.synced:
-            diff = self.store.diff(stalled.clocks)
-            # A SyncStep2 is an answer and nothing else: who asked takes it for one, which says that
-            # all it sent before it asked is stored.
-            message = SyncStep2(diff) if stalled.asked else Update(diff)
-            effects.append(Send(message.encode(), (member,)))
-        here = self.awareness.states
-        gone = [client for client in stalled.clients if client not in here]
-        self._send_awareness(member, [*here, *gone], effects)
+        # A SyncStep2 is an answer and nothing else: who asked takes it for one, which says that all
+        # it sent before it asked is stored.
+        if stalled.asked is not None:
+            packed, now = stalled.asked
+            clocks = yield from decode_state_vector_steps(packed)
+            effects += yield from self._answer(member, clocks, now)
+        elif member.synced and not stalled.missed.is_empty:
+            since, encoding = stalled.missed.level(self.store, self._sent)
+            part, place = yield from encoding.steps()
+            while True:
+                # It may hold a part of what nobody may be shown yet.
+                effects += yield from self._flush_steps()
+                effects.append(Send(Update(part).encode(), (member,)))
+                if place is None:
+                    break
+                yield effects
+                effects = []
+                part, place = yield from self.store.since_part_steps(since, place, _PART)
+        if self._is_in(member):
+            self._send_all_awareness(member, effects)
+            here = self.awareness.states
+            gone = [client for client in stalled.clients if client not in here]
+            self._send_awareness(member, gone, effects)
         return effects
 
     # -- time
@@ -549,7 +691,7 @@ class Room:
         else:
             self.counters.unknown_messages += 1
 
-    def _answer(self, member: Member, clocks: dict[int, int], now: float) -> Steps[list[Effect]]:
+    def _answer(self, member: Member, clocks: dict[int, int], now: float) -> EffectSteps:
         """A SyncStep1: what does the member lack who has the structs below these clocks?
 
         From the first step on it gets what is new; what the answer has of that, it gets twice.
@@ -557,28 +699,41 @@ class Room:
         if not member.synced:
             member.synced = True
             self._audience_changed()
-        frames: list[bytes] = []
-        if member not in self._stalled:
-            frames = yield from self._frames_for(clocks, now)
+        if member in self._stalled:
+            packed = yield from self.store.pack_clocks_steps(clocks)
+            stalled = self._stalled.get(member)
+            if stalled is not None:
+                stalled.asked = packed, now
+                return []
+        if not clocks:
+            frames = yield from self._snapshot_steps(now)
             self._charge(member, sum(map(len, frames)), now)
-        # The answer may hold a part of what nobody may be shown yet.
-        effects = yield from self._flush_steps()
-        stalled = self._stalled.get(member)
-        if stalled is not None:
-            stalled.clocks, stalled.asked = clocks, True
-        else:
-            effects += [Send(frame, (member,)) for frame in frames]
-        return effects
+            effects = yield from self._flush_steps()
+            return [*effects, *[Send(frame, (member,)) for frame in frames]]
+        part, place = yield from self.store.diff_part_steps(clocks, most=_PART)
+        packed = b""
+        while True:
+            self._charge(member, len(part), now)
+            # The answer may hold a part of what nobody may be shown yet.
+            effects = yield from self._flush_steps()
+            if place is None:
+                return [*effects, Send(SyncStep2(part).encode(), (member,))]
+            effects.append(Send(Update(part).encode(), (member,)))
+            # The member may take its time: nothing large is to be kept for it.
+            if not packed:
+                packed = yield from self.store.pack_clocks_steps(clocks)
+            clocks, part = {}, b""
+            yield effects
+            effects = []
+            clocks = yield from decode_state_vector_steps(packed)
+            part, place = yield from self.store.diff_part_steps(clocks, place, _PART)
 
     def _charge(self, member: Member, size: int, now: float) -> None:
         """A member was given an answer of so many bytes."""
         cost = max(size, _LEAST_ANSWER) + _ANSWER_PER_AUTHOR * self.store.authors
         member._asks_until = max(member._asks_until, now) + cost / self.settings.answer_bytes
 
-    def _frames_for(self, clocks: dict[int, int], now: float) -> Steps[list[bytes]]:
-        if clocks:
-            diff = yield from self.store.diff_steps(clocks)
-            return [SyncStep2(diff).encode()]
+    def _snapshot_steps(self, now: float) -> Steps[list[bytes]]:
         if self._snapshot is None:
             self._snapshot = _Snapshot(self.store)
         self._snapshot.wanted_at = now
@@ -621,7 +776,7 @@ class Room:
         own = self.store.own_deletes()
         if own is not None:
             effects.append(Persist(own, member))
-            self._show(own, None, effects)
+            self._show(own, None, None, effects)
         if new is not None:
             effects.append(Persist(new, member))
         author: Member | None = member
@@ -632,11 +787,22 @@ class Room:
                 # Of what was known some may be on its way into the store: then this waits too.
                 effects.append(Send(Update(update.data).encode(), (member,)))
         if new is not None:
-            self._show(new, author, effects)
+            self._show(new, update, author, effects)
 
-    def _show(self, new: bytes, author: Member | None, effects: list[Effect]) -> None:
-        """Send what was new to everyone but its author."""
+    def _show(
+        self,
+        new: bytes,
+        update: ParsedUpdate | None,
+        author: Member | None,
+        effects: list[Effect],
+    ) -> None:
+        """Send what was new to everyone but its author. It may have been read already: `update`."""
         frame = Update(new).encode()
+        if self._missed is not None:
+            self._sent += 1
+            if update is None or new is not update.data:
+                update = parse_update(new)
+            self._missed.since.note(update)
         self._broadcast(frame, self._who_is_synced(), author, effects)
         if self._snapshot is not None and not self._snapshot.add(frame):
             self._snapshot = None

@@ -674,7 +674,8 @@ def test_a_stalled_member_is_sent_nothing_until_it_is_brought_level(
             ("update", update({(1, 1): [item(text("bc"), origin=(1, 0))]})),
             [slow["slow"]],
         ),
-        ("send", ("awareness", (7, 3, '"x"'), (8, 2, None)), [slow["slow"]]),
+        ("send", ("awareness", (7, 3, '"x"')), [slow["slow"]]),
+        ("send", ("awareness", (8, 2, None)), [slow["slow"]]),
     ]
     assert room.resume(slow["slow"]) == []
     d = typed(1, "d", start=3)[0]
@@ -808,10 +809,12 @@ def test_a_long_answer_is_given_step_by_step(room: Room) -> None:
     assert to == [reader]
     assert end == ("step2", EMPTY)
     assert merge_updates([answer, A]) == room.store.encode()
-    # Who stalls before its answer is ready gets it when it is not stalled any more.
+    # Who stalls before its answer is ready gets it all the same, and what came after that later.
     room.stall(slow, now=1)
-    assert taken_in(room, slow, other)[0] == []
-    assert plain(room.resume(slow)) == [("send", ("step2", room.store.encode()), [slow])]
+    room.receive(writer, edit(B), now=1)
+    (answered,) = taken_in(room, slow, other)[0][:1]
+    assert merge_updates([answered[1][1], A, B]) == room.store.encode()
+    assert plain(room.resume(slow)) == [("send", ("update", B), [slow])]
 
 
 # ---- long frames, and limits
@@ -1003,14 +1006,31 @@ def test_who_sent_it_may_leave_meanwhile() -> None:
     check_shown(effects, [other])
 
 
-def test_who_is_stalled_meanwhile_gets_it_all(room: Room) -> None:
-    author, slow = enter(room), enter(room)
+def test_who_is_stalled_meanwhile_gets_it_when_the_others_had_it(room: Room) -> None:
+    author, slow, other = enter(room), enter(room), enter(room)
     room.receive(author, edit(A), now=0)
     frame = begun(room, author)
     room.stall(slow, now=0)
+    assert room.resume(slow) == []
+    room.stall(slow, now=0)
+    effects, _ = taken_in(room, author, frame)
+    check_shown(effects, [other])
+    ((_, (_, missed), to),) = plain(room.resume(slow))
+    assert to == [slow]
+    assert merge_updates([A, missed]) == room.store.encode()
+
+
+def test_who_is_brought_level_with_a_part_of_it_waits_for_all_of_it(room: Room) -> None:
+    author, slow = enter(room), enter(room)
+    room.stall(slow, now=0)
+    first = plain(room.receive(author, edit(update({(9, 0): LONG[:5]})), now=0))
+    frame = begun(room, author)
     effects = plain(room.resume(slow))
-    assert ("persist", LONG_UPDATE) in effects
-    assert effects[-1] == ("send", ("update", room.store.encode()), [slow])
+    stored = [effect[1] for effect in first + effects[:-1] if effect[0] == "persist"]
+    assert merge_updates(stored) == room.store.encode()
+    assert effects[-1][2] == [slow]
+    sent = [effect[1][1] for effect in effects if effect[0] == "send"]
+    assert merge_updates(sent) == room.store.encode()
     assert taken_in(room, author, frame)[0] == []
 
 

@@ -19,12 +19,14 @@ from ._grammar import (
     parse_update_steps,
     parts_of,
 )
-from ._store import HeldBack, StructStore
+from ._store import HeldBack, Place, Since, StructStore
 
 __all__ = [
     "NO_LIMITS",
     "HeldBack",
     "ParsedUpdate",
+    "Place",
+    "Since",
     "StructStore",
     "UpdateLimits",
     "check_update",

@@ -20,6 +20,9 @@ _SPARSE: Final = 16
 """Ranges to add that have this many times more known ranges between them than they are many are
 added in halves: so a message costs in proportion to its own length, not to the document's."""
 
+_RANGE_BYTES: Final = 8
+"""About what a range takes in an update."""
+
 _CLIENT_BYTES: Final = 350
 """What a client's deletes take besides their ranges: the objects that they are made of."""
 
@@ -149,3 +152,14 @@ class ClientDeletes:
                 return bytes(out)
             self._encoded = bytes(out)
         return self._encoded
+
+    def encode_some(self, client: int, clock: int, most: int) -> tuple[bytes, int | None]:
+        """An entry of an encoded delete set with the first ranges that begin at `clock` or later,
+        in about so many bytes. Returns with it the clock at which the next begins, if any does."""
+        first = bisect_left(self._starts, clock)
+        last = min(first + max(most // _RANGE_BYTES, 1), len(self._starts))
+        out = bytearray()
+        write_var_uint(out, client)
+        write_var_uint(out, last - first)
+        write_ranges(out, list(zip(self._starts[first:last], self._ends[first:last], strict=True)))
+        return bytes(out), self._starts[last] if last < len(self._starts) else None

@@ -260,19 +260,23 @@ class Run:
             i += 1
         return out
 
-    def chunks_from(self, low: int) -> tuple[int, list[bytes | memoryview]]:
-        """The bytes of the structs from clock `low`, inside this run, on, and how many they are.
+    def chunks_from(self, low: int, most: int) -> tuple[int, list[bytes | memoryview], int]:
+        """The bytes of the structs from clock `low`, inside this run, on: at least of one, and no
+        more after so many bytes. With how many they are, and the clock after them.
 
         They share memory with this run: use them up before it changes.
         """
         view = memoryview(self.raw)
         i = bisect_right(self.ends, low)
         begin = self.begin_of(i)
-        count = len(self.ends) - i
+        last = bisect_left(self.offsets, self.offsets[i] + most, lo=i + 1)
+        stop = self.offsets[last] if last < len(self.offsets) else len(self.raw)
+        end = self.ends[last - 1]
         if begin == low:
-            return count, [view[self.offsets[i] :]]
+            return last - i, [view[self.offsets[i] : stop]], end
         first = _cut(self.raw, self.offsets[i], self.client, begin, low, self.ends[i])
-        return count, [first, view[self.offsets[i + 1] :] if count > 1 else b""]
+        rest = view[self.offsets[i + 1] : stop] if last > i + 1 else b""
+        return last - i, [first, rest], end
 
 
 def run_of(data: bytes, section: Section) -> Run:

@@ -26,6 +26,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from heapq import heappop, heappush
+from operator import neg
 from typing import Final, NamedTuple, TypeAlias
 
 from ..errors import RemoteProtocolError
@@ -83,6 +84,60 @@ class _Behind:
         self.awaited: tuple[int, int] | None = None
         """The id that its next struct waits for; None if that struct itself is missing, or nobody
         has looked yet."""
+
+
+class Place(NamedTuple):
+    """From where a diff goes on that is given in parts."""
+
+    client: int
+    clock: int
+    in_deletes: bool
+
+
+_START: Final = Place(2**64, 0, False)
+_NO_END: Final = 2**63
+
+
+class Since:
+    """What came since some moment, if all that was added after it is noted here."""
+
+    __slots__ = ("clocks", "deletes")
+
+    def __init__(self) -> None:
+        self.clocks: dict[int, int] = {}
+        """For each client with new structs, the clock of the first of them."""
+        self.deletes: dict[int, ClientDeletes] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.clocks or self.deletes)
+
+    def note(self, update: ParsedUpdate) -> None:
+        """All of this update was new."""
+        for section in update.sections:
+            self._note_structs(section.client, section.start)
+        for client, ranges in update.deletes.items():
+            self._note_deletes(client, ranges)
+
+    def _note_structs(self, client: int, clock: int) -> None:
+        known = self.clocks.get(client)
+        if known is None or clock < known:
+            self.clocks[client] = clock
+
+    def _note_deletes(self, client: int, ranges: list[Range]) -> None:
+        deletes = self.deletes.get(client)
+        if deletes is None:
+            deletes = self.deletes[client] = ClientDeletes()
+        deletes.add(ranges)
+
+    def join_steps(self, later: Since) -> Steps[None]:
+        """Note all that another has noted, in steps."""
+        for turn, (client, clock) in enumerate(list(later.clocks.items()), 1):
+            self._note_structs(client, clock)
+            if not turn % STEP:
+                yield
+        for client, deletes in list(later.deletes.items()):
+            self._note_deletes(client, deletes.ranges())
+            yield
 
 
 class StructStore:
@@ -454,31 +509,114 @@ class StructStore:
 
     def diff_steps(self, known: Mapping[int, int]) -> Steps[bytes]:
         """`diff` in steps. What is added meanwhile may be in it or not, as a whole or in part."""
+        update, _ = yield from self.diff_part_steps(known)
+        return update
+
+    def diff_part_steps(
+        self, known: Mapping[int, int], place: Place = _START, most: int = _NO_END
+    ) -> Steps[tuple[bytes, Place | None]]:
+        """An update with a part of `diff`, in steps.
+
+        Args:
+            place: where the part before this one ended.
+            most: about how many bytes it may have at most. It has one struct in any case.
+
+        Returns:
+            the part, and where the next one goes on: None if this was the last.
+        """
         while self.settle():
             yield
         if self._order is None:
             self._order = sorted(self._clients, reverse=True)
+        if len(self._order) > STEP:
+            yield  # many may ask at once, and none of these first steps shall be a long one
+        return (yield from self._part_steps(self._order, known, self._deletes, place, most))
+
+    def pack_clocks_steps(self, known: Mapping[int, int]) -> Steps[bytes]:
+        """A state vector to be kept and decoded again: of what is in this store, and in a tenth of
+        a dict's memory. In steps."""
+        out = bytearray()
+        count = 0
+        for turn, (client, clock) in enumerate(known.items(), 1):
+            if client in self._clients:
+                write_var_uint(out, client)
+                write_var_uint(out, clock)
+                count += 1
+            if not turn % STEP:
+                yield
+        return _count(count) + out
+
+    def since_part_steps(
+        self, since: Since, place: Place = _START, most: int = _NO_END
+    ) -> Steps[tuple[bytes, Place | None]]:
+        """As `diff_part_steps`, of what came since."""
+        while self.settle():
+            yield
+        order = sorted(since.clocks, reverse=True)
+        return (yield from self._part_steps(order, since.clocks, since.deletes, place, most))
+
+    def _part_steps(
+        self,
+        order: list[int],
+        known: Mapping[int, int],
+        all_deletes: Mapping[int, ClientDeletes],
+        place: Place,
+        most: int,
+    ) -> Steps[tuple[bytes, Place | None]]:
         done: list[bytes] = []
         chunks: Chunks = []
-        sections = 0
-        for turn, client in enumerate(self._order, 1):
+        sections = size = 0
+        after: Place | None = None
+        at = len(order) if place.in_deletes else bisect_left(order, -place.client, key=neg)
+        while at < len(order) and after is None:
+            client = order[at]
             runs = self._clients[client]
             clock = known.get(client, 0)
-            if clock < runs[-1].end:
-                _write_section(chunks, client, runs, clock)
+            if client == place.client:
+                clock = max(clock, place.clock)
+            end = runs[-1].end
+            if clock < end:
+                if size >= most:
+                    after = Place(client, clock, False)
+                    continue
+                written, clock = _write_section(chunks, client, runs, clock, most - size)
+                size += written
                 sections += 1
-            if len(chunks) > 4 * STEP or not turn % (4 * STEP):
+                if clock < end:
+                    after = Place(client, clock, False)
+            at += 1
+            if len(chunks) > 4 * STEP or not at % (4 * STEP):
                 # The chunks may be the runs' own bytes, which change.
                 done.append(b"".join(chunks))
                 chunks = []
                 yield
         done.append(b"".join(chunks))
+        chunks = []  # nor may a view of them outlive the next pause: a run could not grow
+        if after is not None:
+            return b"".join((_count(sections), *done, _count(0))), after
         deletes = []
-        for turn, client in enumerate(sorted(self._deletes, reverse=True), 1):
-            deletes.append((yield from self._deletes[client].encode_steps(client)))
-            if not turn % STEP:
+        order = sorted(all_deletes, reverse=True)
+        at = bisect_left(order, -place.client, key=neg) if place.in_deletes else 0
+        while at < len(order) and after is None:
+            client = order[at]
+            clock = place.clock if place.in_deletes and client == place.client else 0
+            its = all_deletes[client]
+            if size >= most:
+                after = Place(client, clock, True)
+                continue
+            if clock or its.size > most - size:
+                encoded, later = its.encode_some(client, clock, most - size)
+                if later is not None:
+                    after = Place(client, later, True)
+            else:
+                encoded = yield from its.encode_steps(client)
+            deletes.append(encoded)
+            size += len(encoded)
+            at += 1
+            if not at % STEP:
                 yield
-        return b"".join((_count(sections), *done, _count(len(deletes)), *deletes))
+        update = b"".join((_count(sections), *done, _count(len(deletes)), *deletes))
+        return update, after
 
     def snapshot_steps(self) -> Steps[bytes]:
         """`encode` in steps, for something to be put in the place of all that it says: the result
@@ -616,8 +754,11 @@ def _insert(runs: list[Run], run: Run) -> int:
     return size + runs[at].size
 
 
-def _write_section(chunks: Chunks, client: int, runs: list[Run], clock: int) -> None:
-    """Append the section of one client from `clock` on, where it has something."""
+def _write_section(
+    chunks: Chunks, client: int, runs: list[Run], clock: int, most: int
+) -> tuple[int, int]:
+    """Append the section of one client from `clock` on, where it has something: all of it, or its
+    first structs that have so many bytes. Returns how many they have, and the clock after them."""
     at = 0
     if clock:
         at = max(bisect_right(runs, clock, key=_run_start) - 1, 0)
@@ -626,25 +767,32 @@ def _write_section(chunks: Chunks, client: int, runs: list[Run], clock: int) -> 
     head = bytearray()
     body: Chunks = []
     begin = end = max(clock, runs[at].start)
-    structs = 0
-    for run in runs[at:] if at else runs:
+    structs = size = 0
+    while at < len(runs) and size < most:
+        run = runs[at]
         if run.start > end:
             skip = bytearray()
             structs += _write_skip(skip, run.start - end)
             body.append(skip)
-        if run.start >= clock:
+        if run.start >= clock and len(run.raw) <= most - size:
             structs += len(run.ends)
+            size += len(run.raw)
             body.append(run.raw)
+            end = run.end
         else:
-            count, raw = run.chunks_from(clock)
+            count, raw, end = run.chunks_from(max(clock, run.start), most - size)
             structs += count
+            size += sum(map(len, raw))
             body += raw
-        end = run.end
+            if end < run.end:
+                break
+        at += 1
     write_var_uint(head, structs)
     write_var_uint(head, client)
     write_var_uint(head, begin)
     chunks.append(head)
     chunks += body
+    return size, end
 
 
 def _count(number: int) -> bytes:
