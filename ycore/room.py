@@ -588,6 +588,10 @@ class Room:
             self._missed = None
         return stalled
 
+    def is_stalled(self, member: Member) -> bool:
+        """Whether it waits for `resume`."""
+        return member in self._stalled
+
     def resume(self, member: Member) -> list[Effect]:
         """A stalled member has taken all that was sent to it: bring it level."""
         effects: list[Effect] = []

@@ -48,7 +48,8 @@ class DocumentClosed(Exception):
 class _Local(Connection):
     """Where a room's messages to the document end."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, room: str) -> None:
+        self.room = room
         self.doc = Doc()
         self.member: Member | None = None
         self.closed: DocumentClosed | None = None
@@ -133,7 +134,7 @@ class _Local(Connection):
                 return
             await anyio.sleep(_LOOK_AGAIN)
         try:
-            await self._driver.in_slices(self.doc.apply_steps(update, self))
+            await self._driver.in_slices(self.doc.apply_steps(update, self), self.room)
         except Exception:  # of an observer: the room has nothing to do with it
             self._driver.hook_errors["observer"] += 1
             logger.exception("hook failed name=observer")
@@ -143,7 +144,7 @@ class _Local(Connection):
 async def open_document(
     driver: Driver, tasks: anyio.abc.TaskGroup, room: str
 ) -> AsyncGenerator[Doc]:
-    connection = _Local(driver)
+    connection = _Local(driver, room)
     body = anyio.CancelScope()
     member = driver.join(room, connection)
     connection.member = member

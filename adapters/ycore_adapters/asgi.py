@@ -251,7 +251,7 @@ class ASGIApp:
             access = Refused("the server is not ready", CloseCode.TRY_AGAIN_LATER)
         else:
             access = await driver.authorize(request)
-        socket = _Socket(self, receive, send)
+        socket = _Socket(self, receive, send, request.address)
         self._sockets.add(socket)
         try:
             await socket.serve(driver, request, access)
@@ -334,11 +334,12 @@ class _InnerLifespan:
 class _Socket(Connection):
     """One WebSocket: what waits to be sent on it, and the two tasks of it."""
 
-    def __init__(self, app: ASGIApp, receive: Receive, send: Send) -> None:
+    def __init__(self, app: ASGIApp, receive: Receive, send: Send, address: str | None) -> None:
         self.member: Member | None = None
         self._app = app
         self._receive = receive
         self._send = send
+        self.address = address
         self._driver: Driver | None = None
         self._tasks = anyio.create_task_group()
         self._outbox: deque[bytes] = deque()
@@ -406,12 +407,15 @@ class _Socket(Connection):
     async def _read(self) -> None:
         """Until the peer has closed, or answered our close."""
         worked = 0.0
+        room = None if self.member is None else self.member.room.name
         while (event := await self._receive())["type"] == "websocket.receive":
             began = time.monotonic()
             await self._take(event.get("bytes"))
             worked += time.monotonic() - began
             if worked > _TURN and self._driver is not None:
-                await self._driver.my_turn()
+                party = self.address, room
+                self._driver.turns.charge(party, worked)
+                await self._driver.turns.wait(party)
                 worked = 0.0
 
     async def _take(self, message: bytes | None) -> None:

@@ -17,6 +17,9 @@ class Connection(Protocol):
     answer: int = 0
     """How long the longest is of what was sent to it alone, and may still wait. It is no sign that
     the member is slow, however long it is."""
+    address: str | None = None
+    """Where it comes from, if that is known: work for those of one address waits for that of others
+    who asked for less."""
     request: Request | None = None
     """What it asked for, once it was admitted."""
     access: Access | None = None

@@ -35,7 +35,6 @@ from typing import Final, Self, TypeAlias, TypeVar
 
 import anyio
 import anyio.abc
-from anyio import lowlevel
 
 from ycore import (
     AwarenessChanged,
@@ -58,12 +57,14 @@ from ycore import (
     Unload,
 )
 from ycore.doc import Doc
+from ycore.effects import EffectSteps
 from ycore.messages import PermissionDenied
 from ycore.steps import Steps
 from ycore.updates import ParsedUpdate, parse_update_steps, parts_of
 
 from ._document import DocumentClosed, open_document
 from ._eventloop import EventLoop, event_loop
+from ._turns import Party, Turns, Work
 from .connection import Connection
 from .hooks import Access, HookCalls, Hooks, Refused, Request, is_own_cancellation
 from .stores import (
@@ -82,8 +83,6 @@ logger = logging.getLogger(__name__)
 _TICK: Final = 1.0
 """Seconds between looks at what is due, if the hub names no earlier time: deadlines that arise
 meanwhile are noticed this late at worst."""
-_SLICE: Final = 0.002
-"""For how many seconds long work goes on before others get a turn (see `Driver.my_turn`)."""
 _LONG: Final = 16 * 1024
 """From how many bytes on a stored update is taken in step by step."""
 _PATIENCE: Final = 0.001
@@ -214,6 +213,12 @@ def _size(effects: Sequence[_Todo]) -> int:
     return size
 
 
+def _party(member: Member) -> Party:
+    """On whose account what is done for a member goes."""
+    connection = member.link
+    return None if connection is None else connection.address, member.room.name
+
+
 def _load_steps(room: Room, update: bytes) -> Generator[None, None, None]:
     """Have a room load a stored update. Pauses at least once; stops if the room is closed."""
     parts: Iterable[bytes | ParsedUpdate] = (update,)
@@ -275,7 +280,9 @@ class Driver:
         """Whether the end of this turn is under way."""
         self._worked_off: dict[Room, float] = {}
         """When a room last had something to do; of long ago not kept."""
-        self._turn = anyio.Lock()
+        self._untaken: dict[Member, anyio.Event] = {}
+        """Members that something waits for until they have taken what they were sent."""
+        self.turns = Turns(clock)
         self._is_over = False
         self._stack = AsyncExitStack()
         self._tasks: anyio.abc.TaskGroup
@@ -287,6 +294,7 @@ class Driver:
         self._stack.callback(self._tasks.cancel_scope.cancel)
         self._calls = HookCalls(self._tasks, self.hook_errors)
         self._loop = event_loop(self._tasks)
+        self._tasks.start_soon(self.turns.run)
         self._tasks.start_soon(self._tick)
         return self
 
@@ -300,6 +308,7 @@ class Driver:
             await self._stack.__aexit__(exc_type, exc, traceback)
         finally:
             self._is_over = True
+            self.turns.stop()
             for work in self._work.values():  # nobody does it any more, nor shall wait for it
                 work.progressed()
             for deletion in self._deleting.values():
@@ -406,16 +415,19 @@ class Driver:
         while room.state is State.LOADING and room in self._work:
             await self._work[room].progress()
         frame = message if isinstance(message, Frame) else Frame(message)
-        pause = 0.0
+        work = Work(self.turns, _party(member))
         while True:
+            work.begin()
             self._carry_out(room, room.receive(member, frame, now=self.clock()))
+            work.end()
             if throttled:
                 await self._keep_up(room)
             if frame.done:
+                work.over()
                 return
-            if self.clock() > pause:
-                await self.my_turn()
-                pause = self.clock() + _SLICE
+            if frame.has_more:
+                await self._taken(member)
+            await work.pause()
 
     async def _keep_up(self, room: Room) -> None:
         while (work := self._work.get(room)) and work.backlog > self.limits.max_backlog_bytes:
@@ -429,6 +441,7 @@ class Driver:
     def leave(self, member: Member) -> None:
         """A member's connection is gone."""
         member.link = None
+        self.lost(member)
         self._carry_out(member.room, member.room.leave(member, now=self.clock()))
 
     def flush_soon(self, connection: Connection) -> None:
@@ -437,20 +450,63 @@ class Driver:
         if not self._turn_ends:
             self._end_turn_soon()
 
-    async def my_turn(self) -> None:
-        """Wait until long work may go on for a slice.
-
-        Once per turn of the event loop one of all who wait here may: however much comes at the same
-        time, what is short waits for one slice at most.
-        """
-        async with self._turn:
-            await lowlevel.checkpoint()
-
     def drained(self, member: Member) -> None:
         """Nothing waits for this member's socket any more."""
-        effects = member.room.resume(member)
-        if effects:
-            self._carry_out(member.room, effects)
+        self.lost(member)
+        room = member.room
+        if room.is_stalled(member):
+            steps = room.resume_steps(member)
+            try:
+                effects = next(steps)
+            except StopIteration as stop:  # it was not much
+                self._carry_out(room, stop.value)
+            else:
+                self._carry_out(room, effects or [])
+                self._tasks.start_soon(self._bring_level, member, steps, effects is not None)
+
+    def lost(self, member: Member) -> None:
+        """What waited for this member's socket never will be taken: nobody waits for that."""
+        if (taken := self._untaken.pop(member, None)) is not None:
+            taken.set()
+
+    async def _bring_level(self, member: Member, steps: EffectSteps, has_more: bool) -> None:
+        """Go on with what brings a member level."""
+        work = Work(self.turns, _party(member))
+        try:
+            while True:
+                if has_more:
+                    await self._taken(member)
+                await work.pause()
+                if member.link is None:
+                    return
+                work.begin()
+                effects = next(steps)
+                self._carry_out(member.room, effects or [])
+                work.end()
+                has_more = effects is not None
+        except StopIteration as stop:
+            self._carry_out(member.room, stop.value)
+            work.end()
+            work.over()
+        except Exception:  # a bug: it costs this member, nobody else
+            logger.exception("resume failed room=%r", member.room.name)
+            self.dismiss(member, CloseCode.INTERNAL_ERROR, "something went wrong on the server")
+
+    async def _taken(self, member: Member) -> None:
+        """Wait until a member has taken what it was sent. One that takes too long is sent away."""
+        connection = member.link
+        if connection is None:
+            return
+        if connection.waiting:
+            connection.flush()
+        timeout = self.hub.settings.stall_timeout
+        with anyio.move_on_after(timeout) as scope:
+            while connection.waiting and member.link is connection:
+                if member not in self._untaken:
+                    self._untaken[member] = anyio.Event()
+                await self._untaken[member].wait()
+        if scope.cancelled_caught:
+            self.dismiss(member, CloseCode.TRY_AGAIN_LATER, f"too slow for {timeout:g} s")
 
     # -- for applications
 
@@ -718,15 +774,17 @@ class Driver:
 
     async def _load(self, room: Room) -> None:
         damage = None
-        pause = 0.0
+        work = Work(self.turns, _party(room.members[0]) if room.members else (None, room.name))
         try:
             async with aclosing(self._store.load(room.name)) as updates:
                 async for update in updates:
                     try:
+                        work.begin()
                         for _ in _load_steps(room, update.update):
-                            if self.clock() > pause:
-                                await self.my_turn()
-                                pause = self.clock() + _SLICE
+                            work.end()
+                            await work.pause()
+                            work.begin()
+                        work.end()
                     except RemoteProtocolError as exc:
                         damage = RoomCorrupt(f"a stored update is malformed: {exc}")
                     if room.state is not State.LOADING:
@@ -795,7 +853,7 @@ class Driver:
             # What the room holds is all that is stored, but only as long as it is the open one.
             if self.hub.rooms.get(room.name) is not room:
                 raise StoreError("the room was closed meanwhile")
-            update = await self.in_slices(room.store.snapshot_steps())
+            update = await self.in_slices(room.store.snapshot_steps(), room.name)
             return StoredUpdate(update, self._wall_clock())
 
         is_done = False
@@ -811,18 +869,20 @@ class Driver:
         if not is_done and self.hub.rooms.get(room.name) is room:
             self._compact_at[room] = self.clock() + _COMPACT_AGAIN
 
-    async def in_slices(self, steps: Steps[T]) -> T:
-        """Do something long, and let others have their turns (`my_turn`)."""
-        pause = 0.0
+    async def in_slices(self, steps: Steps[T], room: str | None = None) -> T:
+        """Do something long for a room, and let others have their turns."""
+        work = Work(self.turns, (None, room))
         while True:
+            work.begin()
             try:
                 next(steps)
             except StopIteration as stop:
+                work.end()
+                work.over()
                 result: T = stop.value
                 return result
-            if self.clock() > pause:
-                await self.my_turn()
-                pause = self.clock() + _SLICE
+            work.end()
+            await work.pause()
 
     async def _give_up(self, room: Room, work: _Work, exc: Exception) -> None:
         """The store failed. Nobody may see what it did not take, so the room goes: its members
@@ -897,6 +957,7 @@ class Driver:
             connection = effect.member.link
             if connection is not None:
                 effect.member.link = None
+                self.lost(effect.member)
                 connection.close(effect.code, effect.reason)
         elif isinstance(effect, Probe):
             connection = effect.member.link

@@ -36,6 +36,7 @@ from ._deflate import Window
 from ._eventloop import EventLoop, Rest, event_loop
 from ._paths import check_prefix
 from ._peer import Event, Peer, PeerState, frame_message, refusal
+from ._turns import Party
 from .connection import without
 from .driver import Driver
 from .hooks import Access, Request
@@ -397,6 +398,10 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
             if self._answers > self.server.settings.max_answer_bytes and not self._dead:
                 return self._answers_taken
             data = self.sock.recv(_READ_BYTES)
+            if not data:
+                self._watch.stop()
+                self.server.see_off(self)
+                return None
             self.heard = time.monotonic()
             self.pinged = None
             if self.peer.state is not _OPEN or len(data) > _SLICE_BYTES:
@@ -407,7 +412,7 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                 return partial(self._work_off, rest)
             self._worked_off()
             if time.monotonic() > until:  # who costs so much is read again when others had a turn
-                return self.server.driver.my_turn
+                return self._my_turn
         except BlockingIOError:
             pass
         except OSError:  # the connection broke
@@ -418,9 +423,12 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         return None
 
     def _take_now(self, events: list[Event], until: float) -> list[Event | Frame]:
-        """Take in messages. Returns what is left: what has to wait, and what comes after that."""
+        """Take in messages. Returns what is left: what has to wait, and what comes after that. The
+        first one, if it is short, never has to, however late it is."""
         for i, event in enumerate(events):
-            if isinstance(event, Request) or len(event) > _SLICE_BYTES or time.monotonic() > until:
+            if isinstance(event, Request) or len(event) > _SLICE_BYTES:
+                return list(events[i:])
+            if i and time.monotonic() > until:
                 return list(events[i:])
             if self.member is not None:
                 frame = self.server.driver.receive_now(self.member, event)
@@ -444,6 +452,7 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                     at += _SLICE_BYTES
                     if at >= len(data):
                         data = None
+            self.server.driver.turns.charge(self._party, time.monotonic() - turn_ends + _TURN)
             self._worked_off()
         except OSError:  # the connection broke
             self.end()
@@ -455,8 +464,23 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         """Let the others have a turn if this one is over; return when the present one ends."""
         if time.monotonic() <= turn_ends:
             return turn_ends
-        await self.server.driver.my_turn()
+        await self._my_turn(_TURN if turn_ends else 0.0)
         return time.monotonic() + _TURN
+
+    async def _my_turn(self, used: float = _TURN) -> None:
+        """Wait for the next turn. It is our queue: this is no time that the peer takes."""
+        turns = self.server.driver.turns
+        turns.charge(self._party, used)
+        began, self.busy = time.monotonic(), True
+        await turns.wait(self._party)
+        self.heard, self.busy = time.monotonic(), False
+        if self.peer.state is PeerState.REQUEST:
+            self.since += self.heard - began
+
+    @property
+    def _party(self) -> Party:
+        """On whose account its work goes."""
+        return self.address, None if self.member is None else self.member.room.name
 
     async def _take(self, event: Event | Frame) -> None:
         if isinstance(event, Request):
@@ -498,6 +522,17 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
             if peer.state is PeerState.DONE:
                 self.flush()
                 self.end()
+
+    def see_off(self) -> None:
+        """The peer sends nothing more."""
+        try:
+            self.peer.receive(b"")
+            self._worked_off()
+        except OSError:
+            self.end()
+        except Exception:  # a bug: it costs this connection, not the others
+            logger.exception("connection failed")
+            self.end()
 
     def leave(self) -> None:
         member, self.member = self.member, None
@@ -596,6 +631,8 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         self._dead = True
         self._outbox.clear()
         self.waiting = 0
+        if self.member is not None:
+            self.server.driver.lost(self.member)
         self._all_taken()
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
@@ -609,7 +646,7 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         settings = self.server.settings
         state = self.peer.state
         if state in (PeerState.REQUEST, PeerState.ASKED):
-            if now >= self.since + settings.handshake_timeout:
+            if now >= self.since + settings.handshake_timeout and not self.busy:
                 self.peer.time_out()
                 self.put_output()
         elif state is PeerState.OPEN:
@@ -652,6 +689,8 @@ class Server:
         self._held = 0
         """How much they hold in all."""
         self._refused = _Refused()
+        self._leaving: deque[_Socket] = deque()
+        """Connections whose peers send nothing more."""
         self._accepting = anyio.CancelScope()
         self._all_gone = anyio.Event()
 
@@ -710,6 +749,7 @@ class Server:
                 await self._all_gone.wait()
 
     async def _accept(self, listener: socket.socket) -> None:
+        until = 0.0
         while True:
             try:
                 sock, peername = listener.accept()
@@ -725,7 +765,9 @@ class Server:
                 with suppress(OSError):  # gone already
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._admit(sock, _address(sock.family, peername))
-            await lowlevel.checkpoint()
+            if time.monotonic() > until:
+                await lowlevel.checkpoint()
+                until = time.monotonic() + _TURN
 
     def _admit(self, sock: socket.socket, address: str | None) -> None:
         settings = self.settings
@@ -740,6 +782,22 @@ class Server:
             return
         self._sockets.add(_Socket(self, sock, address))
         self._addresses[address] += 1
+
+    def see_off(self, sock: _Socket) -> None:
+        """A peer sends nothing more: see to that soon. All may go at once."""
+        self._leaving.append(sock)
+        if len(self._leaving) == 1:
+            self.loop.soon(self._see_off)
+
+    def _see_off(self) -> None:
+        until = time.monotonic() + _TURN
+        while self._leaving:
+            self._leaving[0].see_off()
+            self._leaving.popleft()
+            if time.monotonic() > until:
+                break
+        if self._leaving:
+            self.loop.soon(self._see_off)
 
     def forget(self, sock: _Socket) -> bool:
         """A connection is over. Returns whether that is news."""

@@ -650,14 +650,14 @@ async def test_who_costs_more_than_a_turn_is_read_again_when_others_had_theirs(
 ) -> None:
     async with serving() as running, running.connect() as client:
         await level(client)
-        driver = running.server.driver
-        my_turn, waited = driver.my_turn, anyio.Event()
+        turns = running.server.driver.turns
+        wait, waited = turns.wait, anyio.Event()
 
-        async def waits() -> None:
+        async def waits(party: Any) -> None:
             waited.set()
-            await my_turn()
+            await wait(party)
 
-        monkeypatch.setattr(driver, "my_turn", waits)
+        monkeypatch.setattr(turns, "wait", waits)
         monkeypatch.setattr(server_module, "_TURN", -1.0)
         await client.stream.send(b"\x8a\x80" + bytes(4))  # a pong: nothing is left to do of it
         await waited.wait()
