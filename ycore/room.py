@@ -673,7 +673,7 @@ class Room:
         return member in self._members
 
     def _greet(self, member: Member) -> list[Effect]:
-        state_vector = SyncStep1(self.store.encode_state_vector())
+        state_vector = SyncStep1(self.store.rough_state_vector())
         effects: list[Effect] = [Send(state_vector.encode(), (member,))]
         self._send_all_awareness(member, effects)
         return effects

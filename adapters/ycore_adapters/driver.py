@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
@@ -64,7 +64,7 @@ from ycore.updates import ParsedUpdate, parse_update_steps, parts_of
 
 from ._document import DocumentClosed, open_document
 from ._eventloop import EventLoop, event_loop
-from ._turns import Party, Turns, Work
+from ._turns import SLICE, Party, Turns, Work
 from .connection import Connection
 from .hooks import Access, HookCalls, Hooks, Refused, Request, is_own_cancellation
 from .stores import (
@@ -84,7 +84,11 @@ _TICK: Final = 1.0
 """Seconds between looks at what is due, if the hub names no earlier time: deadlines that arise
 meanwhile are noticed this late at worst."""
 _LONG: Final = 16 * 1024
-"""From how many bytes on a stored update is taken in step by step."""
+"""From how many bytes on a stored update is taken in step by step, and what is written to a member
+waits for what is shorter."""
+_LATE: Final = 0.01
+"""For how many seconds what is short is done as it comes. In a turn that has taken longer it waits
+for its turn like all else: many short messages are long work, and a crowd's are one for each."""
 _PATIENCE: Final = 0.001
 """For how many seconds a busy room waits for more to send in one go, and since when it must have
 had something to do to be busy."""
@@ -276,8 +280,13 @@ class Driver:
         self._fresh: list[tuple[Room, _Work]] = []
         """Rooms that have got something to do in this turn."""
         self._dirty: list[Connection] = []
+        """Connections that were sent something in this turn."""
+        self._long: deque[Connection] = deque()
+        """Those with much to write, for which there was no time in the turns before."""
         self._turn_ends = False
         """Whether the end of this turn is under way."""
+        self._turn_began = 0.0
+        """When the first came of what is to be done at the end of it."""
         self._worked_off: dict[Room, float] = {}
         """When a room last had something to do; of long ago not kept."""
         self._untaken: dict[Member, anyio.Event] = {}
@@ -443,6 +452,10 @@ class Driver:
         member.link = None
         self.lost(member)
         self._carry_out(member.room, member.room.leave(member, now=self.clock()))
+
+    def is_late(self, now: float) -> bool:
+        """Whether so much was done in this turn that what is short has to wait as well."""
+        return self._turn_ends and now > self._turn_began + _LATE
 
     def flush_soon(self, connection: Connection) -> None:
         """Have `connection.flush` called at the end of this turn of the event loop."""
@@ -994,6 +1007,7 @@ class Driver:
     def _end_turn_soon(self) -> None:
         if not self._turn_ends:
             self._turn_ends = True
+            self._turn_began = self.clock()
             self._loop.soon(self._end_turn)
 
     def _end_turn(self) -> None:
@@ -1015,7 +1029,7 @@ class Driver:
         for room, _ in fresh:
             self._worked_off[room] = now
         self._turn_ends = False
-        if self._fresh or self._dirty:
+        if self._fresh or self._dirty or self._long:
             self._end_turn_soon()
 
     def _is_to_wait(self, room: Room, work: _Work, now: float) -> bool:
@@ -1030,10 +1044,20 @@ class Driver:
     def _flush_dirty(self) -> None:
         dirty, self._dirty = self._dirty, []
         for connection in dirty:
-            try:
-                connection.flush()
-            except Exception:  # a bug: it costs this connection's member, nobody else
-                logger.exception("flush failed")
+            if connection.waiting > _LONG:
+                self._long.append(connection)
+            else:
+                self._flush(connection)
+        if self._long:
+            until = self.clock() + SLICE
+            while self._long and self.clock() < until:
+                self._flush(self._long.popleft())
+
+    def _flush(self, connection: Connection) -> None:
+        try:
+            connection.flush()
+        except Exception:  # a bug: it costs this connection's member, nobody else
+            logger.exception("flush failed")
 
     # -- time
     # A task that waits, perhaps for long, holds no room or connection in a variable.

@@ -399,12 +399,14 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                 return self._answers_taken
             data = self.sock.recv(_READ_BYTES)
             if not data:
-                self._watch.stop()
-                self.server.see_off(self)
-                return None
+                raise OSError(errno.EPIPE, "the end")
             self.heard = time.monotonic()
             self.pinged = None
-            if self.peer.state is not _OPEN or len(data) > _SLICE_BYTES:
+            if (
+                self.peer.state is not _OPEN
+                or len(data) > _SLICE_BYTES
+                or self.server.driver.is_late(self.heard)
+            ):
                 return partial(self._work_off, [], data)
             until = self.heard + _TURN
             rest = self._take_now(self.peer.receive(data), until)
@@ -415,8 +417,9 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                 return self._my_turn
         except BlockingIOError:
             pass
-        except OSError:  # the connection broke
-            self.end()
+        except OSError:  # the connection broke, or has ended
+            self._watch.stop()
+            self.server.see_off(self)
         except Exception:  # a bug: it costs this connection, not the others
             logger.exception("connection failed")
             self.end()
@@ -424,7 +427,7 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
 
     def _take_now(self, events: list[Event], until: float) -> list[Event | Frame]:
         """Take in messages. Returns what is left: what has to wait, and what comes after that. The
-        first one, if it is short, never has to, however late it is."""
+        first one has not, if it is short: that the server is late is not its fault."""
         for i, event in enumerate(events):
             if isinstance(event, Request) or len(event) > _SLICE_BYTES:
                 return list(events[i:])
@@ -596,11 +599,16 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         return False
 
     async def _write_rest(self) -> None:
+        turns = self.server.driver.turns
         try:
             while not self._dead:
                 await anyio.wait_writable(self.sock)
-                before = self.waiting
+                await turns.wait(self._party)  # many may become writable at once
+                began, before = time.monotonic(), self.waiting
+                if self._dead:
+                    break
                 full = self._write()
+                turns.charge(self._party, time.monotonic() - began)
                 if self.waiting < before:  # so it reads: that is a sign of life
                     self.heard = time.monotonic()
                     self.pinged = None

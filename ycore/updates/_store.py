@@ -167,6 +167,9 @@ class StructStore:
         """What the store itself deleted, until somebody asks."""
         self._state_vector: bytes | None = None
         """Encoded, once it was asked for, until there are new structs."""
+        self._rough_vector = b""
+        self._since_rough = 0
+        """How many bytes of updates were added since then."""
         self.size = 0
         """What this costs to keep and to pass on, about in bytes of memory. What `encode` gives is
         shorter: half of this for a document typed key by key, less if it has many authors, since
@@ -230,6 +233,7 @@ class StructStore:
                 all_new = False
         if whole or pieces:
             self._state_vector = None
+            self._since_rough += len(parsed.data)
             self._has_keys = self._has_keys or parsed.has_keys
             neighbours = parsed.neighbours  # none, mostly: people type on where they are
             if has_hole or self._behind or (neighbours != {} and not self._has_all(neighbours)):
@@ -493,6 +497,16 @@ class StructStore:
             self._state_vector = encode_state_vector(self.state_vector())
         return self._state_vector
 
+    def rough_state_vector(self) -> bytes:
+        """`encode_state_vector()`, or with many authors that of a while ago: to make it for each
+        who joins would take long, and who is asked with this one sends little more than needed."""
+        if self._since_rough > (len(self._rough_vector) if self.authors > STEP else 0):
+            self._rough_vector = b""
+        if not self._rough_vector:
+            self._rough_vector = self.encode_state_vector()
+            self._since_rough = 0
+        return self._rough_vector
+
     def diff(self, state_vector: bytes | Mapping[int, int]) -> bytes:
         """What someone with this state vector lacks, as an update: structs, and all deletes.
 
@@ -526,11 +540,12 @@ class StructStore:
         """
         while self.settle():
             yield
-        if self._order is None:
-            self._order = sorted(self._clients, reverse=True)
-        if len(self._order) > STEP:
+        order = self._order
+        if order is None:
+            order = self._order = sorted(self._clients, reverse=True)
+        if len(order) > STEP:
             yield  # many may ask at once, and none of these first steps shall be a long one
-        return (yield from self._part_steps(self._order, known, self._deletes, place, most))
+        return (yield from self._part_steps(order, known, self._deletes, place, most))
 
     def pack_clocks_steps(self, known: Mapping[int, int]) -> Steps[bytes]:
         """A state vector to be kept and decoded again: of what is in this store, and in a tenth of
@@ -625,8 +640,16 @@ class StructStore:
         Raises:
             RuntimeError: it was not: a bug, but what it was to replace still has everything.
         """
-        structs = {c: [(run.start, run.end) for run in runs] for c, runs in self._clients.items()}
-        deletes = {client: deletes.ranges() for client, deletes in self._deletes.items()}
+        structs: dict[int, list[Range]] = {}
+        for turn, (client, runs) in enumerate(list(self._clients.items()), 1):
+            structs[client] = [(run.start, run.end) for run in runs]
+            if not turn % STEP:
+                yield
+        deletes: dict[int, list[Range]] = {}
+        for turn, (client, its) in enumerate(list(self._deletes.items()), 1):
+            deletes[client] = its.ranges()
+            if not turn % STEP:
+                yield
         snapshot = yield from self.diff_steps({})
         decoded = StructStore()
         try:
