@@ -424,18 +424,23 @@ class Driver:
         while room.state is State.LOADING and room in self._work:
             await self._work[room].progress()
         frame = message if isinstance(message, Frame) else Frame(message)
-        work = Work(self.turns, _party(member))
+        work: Work | None = None
         while True:
-            work.begin()
+            if work is not None:
+                work.begin()
             self._carry_out(room, room.receive(member, frame, now=self.clock()))
-            work.end()
+            if work is not None:
+                work.end()
             if throttled:
                 await self._keep_up(room)
             if frame.done:
-                work.over()
+                if work is not None:
+                    work.over()
                 return
             if frame.has_more:
                 await self._taken(member)
+            if work is None:  # most messages take one step
+                work = Work(self.turns, _party(member))
             await work.pause()
 
     async def _keep_up(self, room: Room) -> None:
@@ -1046,18 +1051,22 @@ class Driver:
         for connection in dirty:
             if connection.waiting > _LONG:
                 self._long.append(connection)
-            else:
-                self._flush(connection)
+                continue
+            try:
+                connection.flush()
+            except Exception:  # a bug: it costs this connection's member, nobody else
+                logger.exception("flush failed")
         if self._long:
-            until = self.clock() + SLICE
-            while self._long and self.clock() < until:
-                self._flush(self._long.popleft())
+            self._flush_long()
 
-    def _flush(self, connection: Connection) -> None:
-        try:
-            connection.flush()
-        except Exception:  # a bug: it costs this connection's member, nobody else
-            logger.exception("flush failed")
+    def _flush_long(self) -> None:
+        """Flush those that have much to write, as far as there is time in this turn."""
+        until = self.clock() + SLICE
+        while self._long and self.clock() < until:
+            try:
+                self._long.popleft().flush()
+            except Exception:  # as above
+                logger.exception("flush failed")
 
     # -- time
     # A task that waits, perhaps for long, holds no room or connection in a variable.
