@@ -170,7 +170,7 @@ _READ_ONLY: Final = "this connection is read-only"
 
 
 class _Encoding:
-    """An encoded update that several wait for: each who does makes it, as anyone may leave."""
+    """Bytes that several wait for: each who does makes them, as anyone may leave."""
 
     __slots__ = ("_result", "_steps")
 
@@ -179,8 +179,8 @@ class _Encoding:
         self._result: tuple[bytes, Place | None] | None = None
 
     @property
-    def update(self) -> bytes | None:
-        """None while it is being made."""
+    def result(self) -> bytes | None:
+        """None while they are being made."""
         return None if self._result is None else self._result[0]
 
     def steps(self) -> Steps[tuple[bytes, Place | None]]:
@@ -212,7 +212,7 @@ class _Missed:
         self._level_of = -1
 
     def level(self, store: StructStore, sent: int) -> tuple[Since, _Encoding]:
-        """All that was missed from here on, and the first part of it as an update.
+        """All that was missed from here on, and the first part of it as a message.
 
         Args:
             sent: how many updates were sent so far: those who are brought level at the same state
@@ -229,7 +229,8 @@ class _Missed:
         while missed is not None:
             yield from since.join_steps(missed.since)
             missed = missed.next
-        return (yield from store.since_part_steps(since, most=_PART))
+        part, place = yield from store.since_part_steps(since, most=_PART)
+        return Update(part).encode(), place
 
     @property
     def is_empty(self) -> bool:
@@ -301,7 +302,7 @@ class _Snapshot:
             self._frame = None  # from now on it is an Update
         self._since.append(frame)
         self._since_bytes += len(frame)
-        update = self._encoding.update
+        update = self._encoding.result
         return len(self._since) <= _SNAPSHOT_SINCE and (
             update is None or self._since_bytes * _SNAPSHOT_SHARE <= len(update)
         )
@@ -624,16 +625,17 @@ class Room:
             effects += yield from self._answer(member, clocks, now)
         elif member.synced and not stalled.missed.is_empty:
             since, encoding = stalled.missed.level(self.store, self._sent)
-            part, place = yield from encoding.steps()
+            frame, place = yield from encoding.steps()
             while True:
                 # It may hold a part of what nobody may be shown yet.
                 effects += yield from self._flush_steps()
-                effects.append(Send(Update(part).encode(), (member,)))
+                effects.append(Send(frame, (member,)))
                 if place is None:
                     break
                 yield effects
                 effects = []
                 part, place = yield from self.store.since_part_steps(since, place, _PART)
+                frame = Update(part).encode()
         if self._is_in(member):
             self._send_all_awareness(member, effects)
             here = self.awareness.states

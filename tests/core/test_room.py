@@ -16,6 +16,7 @@ from ycore import (
     Close,
     CloseCode,
     CustomMessage,
+    Effect,
     Frame,
     LocalProtocolError,
     Member,
@@ -732,6 +733,168 @@ def test_stalled_deadline_is_a_timeout() -> None:
     member = enter(room)
     room.stall(member, now=5)
     assert room.next_timeout() == 65
+
+
+def many_authors(clock: int = 0) -> bytes:
+    return update({(client, clock): [gc(1)] for client in range(1000, 21_000)})
+
+
+def steps_of(room: Room, member: Any) -> tuple[list[Effect], int]:
+    """All effects of bringing a member level, and in how many steps."""
+    effects: list[Effect] = []
+    steps = room.resume_steps(member)
+    for count in range(1, 10_000):
+        try:
+            effects += next(steps) or []
+        except StopIteration as stop:
+            return effects + stop.value, count
+    raise AssertionError
+
+
+def test_who_missed_nothing_is_sent_nothing_of_the_document(room: Room) -> None:
+    writer, member = enter(room), enter(room)
+    room.receive(writer, edit(A), now=0)
+    room.stall(member, now=0)
+    room.receive(writer, edit(A), now=0)
+    assert room.resume(member) == []
+
+
+def test_those_who_stalled_at_the_same_state_are_brought_level_by_the_same_bytes(
+    room: Room,
+) -> None:
+    """In steps, and in proportion to what came meanwhile: not to the document."""
+    writer, *others = (enter(room) for _ in range(7))
+    room.receive(writer, edit(many_authors()), now=0)
+    for member in others[:3]:
+        room.stall(member, now=0)
+    room.receive(writer, edit(A), now=0)
+    for member in others[3:]:
+        room.stall(member, now=0)
+    room.receive(writer, edit(many_authors(1)), now=0)
+    levels = [steps_of(room, member) for member in others]
+    assert all(len(effects) == 1 for effects, _ in levels)
+    frames = [effects[0].frame for effects, _ in levels if isinstance(effects[0], Send)]
+    assert frames[0] is frames[1] is frames[2]
+    assert frames[3] is frames[4] is frames[5]
+    assert plain(levels[0][0])[0][1][1] == merge_updates([many_authors(1), A])
+    assert plain(levels[3][0])[0][1][1] == many_authors(1)
+    assert levels[0][1] > 20_000 // 1024
+    # Who stalls again missed nothing yet; and a little is told in a few steps.
+    room.stall(others[0], now=1)
+    room.receive(writer, edit(B), now=1)
+    effects, count = steps_of(room, others[0])
+    assert plain(effects) == [("send", ("update", B), [others[0]])]
+    assert count == 1
+
+
+def test_deletes_that_were_missed_are_told(room: Room) -> None:
+    writer, member = enter(room), enter(room)
+    room.receive(writer, edit(A), now=0)
+    room.receive(writer, edit(update({}, {1: [(0, 1)]})), now=0)
+    room.stall(member, now=0)
+    # Of this, B and the second delete are new.
+    news = update({(1, 0): [item(text("ab"))]}, {1: [(0, 2)]})
+    room.receive(writer, edit(news), now=0)
+    room.receive(writer, edit(update({}, {2: [(5, 1)], 1: [(9, 1)]})), now=0)
+    told = update({(1, 1): [item(text("b"), origin=(1, 0))]}, {2: [(5, 1)], 1: [(1, 1), (9, 1)]})
+    assert plain(room.resume(member)) == [("send", ("update", told), [member])]
+
+
+def fill(room: Room, writer: Any) -> None:
+    """Three megabytes, by two authors, and deletes."""
+    for client in (5, 6):
+        items = [
+            item(text("x" * 1000), origin=(client, 1000 * i - 1) if i else None)
+            for i in range(1500)
+        ]
+        for start in range(0, 1500, 500):
+            some = update({(client, 1000 * start): items[start : start + 500]})
+            room.receive(writer, edit(some), now=0)
+    gone = {9: [(2 * i, 1) for i in range(200_000)], 8: [(0, 1)]}
+    room.receive(writer, edit(update({}, gone)), now=0)
+
+
+def test_a_long_answer_is_given_in_parts(room: Room) -> None:
+    writer, reader = enter(room), enter(room)
+    fill(room, writer)
+    frame = Frame(step1({6: 5, 77: 1}))
+    parts: list[Any] = []
+    while not frame.done:
+        effects = plain(room.receive(reader, frame, now=0))
+        assert frame.has_more == bool(effects and not frame.done)
+        parts += effects
+    kinds = [said for _, (said, _), to in parts if to == [reader]]
+    assert kinds == ["update"] * (len(kinds) - 1) + ["step2"]
+    assert len(kinds) == 5
+    assert max(len(part) for _, (_, part), _ in parts) < 2**20 + 2000
+    whole = merge_updates([part for _, (_, part), _ in parts])
+    assert whole == merge_updates([room.store.diff({6: 5})])
+
+
+def test_one_that_is_stalled_for_long_is_brought_level_in_parts(room: Room) -> None:
+    writer, member, other = (enter(room) for _ in range(3))
+    room.receive(writer, edit(A), now=0)
+    room.stall(member, now=0)
+    room.stall(other, now=0)
+    fill(room, writer)
+    effects: list[Any] = []
+    steps = room.resume_steps(member)
+    with pytest.raises(StopIteration) as stop:
+        while True:
+            some = next(steps)
+            if some is not None:
+                assert len(some) == 1
+                effects += plain(some)
+    effects += plain(stop.value.value)
+    assert len(effects) == 5
+    assert merge_updates([A, *[part for _, (_, part), _ in effects]]) == room.store.encode()
+    # Who leaves meanwhile is told nothing more.
+    appear(room, writer, 7)
+    steps = room.resume_steps(other)
+    while next(steps) is None:
+        pass
+    room.leave(other, now=0)
+    with pytest.raises(StopIteration) as stop:
+        while True:
+            next(steps)
+    assert all(isinstance(effect, Send) and effect.frame[1] == 2 for effect in stop.value.value)
+
+
+def test_a_question_of_one_that_stalls_and_resumes_meanwhile_is_answered(room: Room) -> None:
+    writer, member = enter(room), enter(room)
+    room.receive(writer, edit(A), now=0)
+    known = step1(dict.fromkeys(range(5000, 10_000), 1))
+    room.stall(member, now=0)
+    frame = Frame(known)
+    for _ in range(6):  # it is read, and being noted
+        assert room.receive(member, frame, now=0) == []
+    assert not frame.done
+    assert room.resume(member) == []
+    assert taken_in(room, member, frame)[0] == [("send", ("step2", A), [member])]
+
+
+def test_authors_that_come_while_an_answer_is_made_are_told_by_themselves(room: Room) -> None:
+    writer, member = enter(room), enter(room)
+    room.receive(writer, edit(many_authors()), now=0)
+    frame = Frame(step1({1000: 1}))
+    assert room.receive(member, frame, now=0) == []
+    assert ("send", ("update", A), [member]) in plain(room.receive(writer, edit(A), now=0))
+    ((_, (kind, answer), _),) = taken_in(room, member, frame)[0]
+    assert kind == "step2"
+    assert merge_updates([answer, A, update({(1000, 0): [gc(1)]})]) == room.store.encode()
+
+
+def test_a_room_of_many_authors_need_not_say_all_it_has(room: Room) -> None:
+    """To find that out takes long: and who is asked for too much sends what is known already."""
+    writer = enter(room)
+    room.receive(writer, edit(many_authors()), now=0)
+    greeting = room.join(now=0)[1][0]
+    room.receive(writer, edit(A), now=0)
+    assert room.join(now=0)[1][0].frame is not greeting
+    assert room.join(now=0)[1][0].frame == greeting.frame
+    long = update({(3, 0): [item(text("x" * 200_000))]})
+    room.receive(writer, edit(long), now=0)
+    assert plain(room.join(now=0)[1])[0][1][1] == room.store.state_vector()
 
 
 # ---- floods

@@ -10,6 +10,7 @@ import pytest
 from build import (
     Id,
     anys,
+    binary,
     deleted,
     doc,
     format_,
@@ -34,7 +35,7 @@ from ycore import (
     merge_updates,
 )
 from ycore.steps import Steps, finish
-from ycore.updates import HeldBack, decode_state_vector, encode_state_vector, parse_update
+from ycore.updates import HeldBack, Place, decode_state_vector, encode_state_vector, parse_update
 from ycore.updates._runs import run_of
 
 EMPTY = bytes.fromhex("0000")
@@ -724,3 +725,38 @@ def test_many_who_wait_are_woken_in_steps() -> None:
     assert store.held_back() == []
     kinds = [unit.kind for unit in explode(store.encode()).units.values()]
     assert kinds == [0x28] * 8999  # values of a key, all of them
+
+
+# ---- in parts
+
+
+def parts_of_diff(store: StructStore, known: dict[int, int], most: int) -> list[bytes]:
+    parts = []
+    place: Place | None = Place(2**64, 0, False)
+    while place is not None:
+        part, place = finish(store.diff_part_steps(known, place, most))
+        parts.append(part)
+    return parts
+
+
+def test_parts_are_as_long_as_they_may_be() -> None:
+    store = StructStore()
+    items = [item(binary(bytes(50)))] * 40
+    store.add(update({(1, 0): [gc(3)], (2, 0): [gc(1), *items], (3, 7): [gc(1)]}))
+    store.add(update({(2, 50): [item(text("x" * 50))]}))
+    store.add(update({}, {4: [(2 * i, 1) for i in range(100)], 5: [(1, 1)], 6: [(1, 1)]}))
+    for known in ({}, {2: 1}, {2: 7}, {2: 40, 1: 3}):
+        for most in (1, 60, 100, 500, 10_000):
+            parts = parts_of_diff(store, known, most)
+            assert merge_updates(parts) == merge_updates([store.diff(known)])
+            assert max(map(len, parts)) < most + 120
+    assert len(parts_of_diff(store, {}, 10_000)) == 1
+
+
+def test_a_diff_that_pauses_keeps_no_run_from_growing() -> None:
+    store = StructStore()
+    store.add(update({(1, 0): [item(binary(b"x"))] * 5}, {2: [(2 * i, 1) for i in range(5000)]}))
+    diff = store.diff_steps({1: 2})
+    next(diff)
+    store.add(update({(1, 5): [item(binary(b"y"))]}))
+    assert finish(diff)
