@@ -33,6 +33,7 @@ from ycore_adapters.stores import (
 from yupdates import ASK_ALL, EMPTY_ROOM, NOTHING, edit, here, insert
 
 from ycore import CloseCode, CustomMessage, Member, Room, Settings, State, StructStore
+from ycore.effects import EffectSteps
 from ycore.messages import (
     AwarenessUpdate,
     Message,
@@ -43,6 +44,7 @@ from ycore.messages import (
     decode,
 )
 from ycore.steps import Steps
+from ycore.updates import encode_state_vector
 
 pytestmark = pytest.mark.anyio
 
@@ -94,6 +96,12 @@ class Client(Connection):
         if not self.full:
             self.waiting = 0
             self.driver.drained(self.member)
+
+    def flush_all(self) -> None:
+        """Its socket takes what waits, and then nothing more."""
+        self.full = False
+        self.flush()
+        self.full = True
 
     # -- what a client does
 
@@ -1216,6 +1224,119 @@ async def test_a_member_is_not_stalled_by_what_brings_it_level() -> None:
             await a.say(edit(2, clock, bytes(300)))
             await settle()
         assert 0 < slow.waiting - answer < LIMITS.max_outbox_bytes + 400  # now it is slow again
+
+
+async def long_room(driver: Driver, megabytes: int = 5) -> Client:
+    """Somebody in a room whose document is that long."""
+    author = Client(driver)
+    await author.sync()
+    for clock in range(4 * megabytes):
+        await author.say(edit(1, clock, bytes(2**18)))
+    await settle()
+    author.sent.clear()
+    return author
+
+
+def known(clocks: dict[int, int]) -> bytes:
+    return SyncStep1(encode_state_vector(clocks)).encode()
+
+
+async def test_a_long_answer_waits_for_its_reader_part_by_part() -> None:
+    async with Driver(ScriptedStore()) as driver, anyio.create_task_group() as tasks:
+        author = await long_room(driver)
+        slow = Client(driver)
+        await slow.sync()
+        slow.full = True
+        tasks.start_soon(slow.say, known({1: 1}), here(2))
+        await settle()
+        assert 2**20 <= slow.waiting < 2**20 + 2**19  # and not five times that
+        assert here(2)[:5] not in [frame[:5] for frame in author.sent]  # it is read no further
+        for parts in range(2, 6):
+            slow.flush_all()
+            await settle()
+            assert len(slow.sent) >= parts
+        slow.flush_all()
+        await settle()
+        assert [type(message) for message in slow.heard()[:5]] == [Update] * 4 + [SyncStep2]
+        assert merged(slow.document(), insert(1, 0, bytes(2**18))) == merged(
+            author.member.room.store.encode()
+        )
+        assert author.sent[-1][0] == 1  # awareness: it is read again
+
+
+@pytest.mark.parametrize("ends", ["leaves", "is lost", "is sent away", "takes too long"])
+async def test_a_long_answer_waits_for_nobody_who_is_gone(ends: str) -> None:
+    timeout = 0 if ends == "takes too long" else 60
+    async with Driver(ScriptedStore(), settings=Settings(stall_timeout=timeout)) as driver:
+        await long_room(driver, 3)
+        slow = Client(driver)
+        await slow.sync()
+        slow.full = True
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(slow.say, known({1: 1}))
+            await settle()
+            if ends == "leaves":
+                driver.leave(slow.member)
+            elif ends == "is lost":
+                slow.waiting = 0
+                slow.full = False
+                driver.lost(slow.member)
+            elif ends == "is sent away":
+                driver.dismiss(slow.member, 4000, "go")
+        assert len(slow.sent) == (3 if ends == "is lost" else 1)
+        expected = {"is sent away": (4000, "go"), "takes too long": (1013, "too slow for 0 s")}
+        assert slow.closed == expected.get(ends)
+
+
+async def test_one_that_missed_much_is_brought_level_part_by_part() -> None:
+    async with Driver(ScriptedStore(), limits=LIMITS) as driver:
+        a, slow, gone = Client(driver), Client(driver), Client(driver)
+        for client in (a, slow, gone):
+            await client.sync()
+            client.full = client is not a
+        for clock in range(20):
+            await a.say(edit(1, clock, bytes(2**18)))
+            await settle()
+        assert len(slow.sent) == 2
+        for parts in range(3, 8):
+            slow.flush_all()
+            await settle()
+            assert len(slow.sent) == parts
+            assert slow.waiting < 2**20 + 2**19
+        gone.flush_all()
+        await settle()
+        driver.leave(gone.member)
+        await settle()
+        assert len(gone.sent) == 3
+        slow.full = False
+        slow.flush()
+        await settle()
+        assert slow.document() == merged(a.member.room.store.encode())
+
+
+@pytest.mark.source
+async def test_a_bug_in_bringing_level_costs_that_member(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Driver(ScriptedStore(), limits=LIMITS) as driver:
+        a, slow = Client(driver), Client(driver)
+        await a.sync()
+        await slow.sync()
+        slow.full = True
+        for clock in range(5):
+            await a.say(edit(1, clock, bytes(1000)))
+            await settle()
+
+        def fails(member: Member) -> EffectSteps:
+            yield None
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(a.member.room, "resume_steps", fails)
+        slow.flush_all()
+        await settle()
+        assert slow.closed == (1011, "something went wrong on the server")
+        assert "resume failed" in caplog.text
+        assert a.closed is None
 
 
 async def test_a_member_too_slow_for_too_long_is_closed(clock: Clock) -> None:
