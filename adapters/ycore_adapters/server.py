@@ -442,7 +442,7 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
     async def _work_off(self, events: list[Event | Frame], data: bytes | None = None) -> None:
         """What may take longer: wait where that has to be, and let others have their turns."""
         try:
-            turn_ends = 0.0 if events else time.monotonic() + _TURN
+            turn_ends = 0.0
             at = 0
             while events or data is not None:
                 for event in events:

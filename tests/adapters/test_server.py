@@ -898,3 +898,86 @@ async def test_listening_where_somebody_listens_fails(tmp_path: Path) -> None:
 def test_a_prefix_is_between_slashes(prefix: str) -> None:
     with pytest.raises(ValueError, match="slash"):
         ServerSettings(prefix=prefix)
+
+
+# ---- turns
+
+
+@pytest.mark.source
+async def test_a_request_does_not_time_out_in_our_own_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving() as running:
+        turns = running.server.driver.turns
+        wait, waits, go_on = turns.wait, anyio.Event(), anyio.Event()
+
+        async def held(party: Any) -> None:
+            waits.set()
+            await go_on.wait()
+            await wait(party)
+
+        monkeypatch.setattr(turns, "wait", held)
+        stream = await connect_stream(running.address)
+        async with stream:
+            await stream.send(REQUEST)
+            await waits.wait()
+            (sock,) = running.server._sockets
+            sock.sweep(time.monotonic() + 100)
+            go_on.set()
+            assert (await stream.receive()).startswith(b"HTTP/1.1 101")
+        late = await connect_stream(running.address)
+        async with late:
+            while len(running.server._sockets) < 1:
+                await anyio.lowlevel.checkpoint()
+            for sock in tuple(running.server._sockets):
+                sock.sweep(time.monotonic() + 100)  # it has sent nothing
+            assert (await late.receive()).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.source
+async def test_when_all_leave_at_once_that_takes_several_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving() as running:
+        clients = [await connect_stream(running.address) for _ in range(20)]
+        for client in clients:
+            await client.send(REQUEST)
+            await client.receive()
+        see_off, turns = server_module.Server._see_off, []
+
+        def count(server: Any) -> None:
+            before = len(server._leaving)
+            see_off(server)
+            turns.append(before - len(server._leaving))
+
+        monkeypatch.setattr(server_module.Server, "_see_off", count)
+        monkeypatch.setattr(server_module, "_TURN", -1.0)
+        for client in clients:
+            await client.aclose()
+        await nobody_but(running, 0)
+        assert turns == [1] * 20
+
+
+@pytest.mark.source
+async def test_in_a_turn_that_is_late_what_is_short_waits_for_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving() as running, running.connect() as a, running.connect() as b:
+        await level(a)
+        await level(b)
+        driver = running.server.driver
+        wait, parties = driver.turns.wait, []
+
+        async def noted(party: Any) -> None:
+            parties.append(party)
+            await wait(party)
+
+        monkeypatch.setattr(driver.turns, "wait", noted)
+        await a.send(edit(1, 0))
+        store = StructStore()
+        await hear(b, store, {1: 1})
+        assert not parties
+        monkeypatch.setattr(driver, "is_late", lambda now: True)
+        await a.send(edit(1, 1))
+        await hear(b, store, {1: 2})
+        assert [room for _, room in parties] == ["r"]
