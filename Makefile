@@ -6,6 +6,7 @@
 # make bench-peers     the server under load, beside other servers; needs a C compiler, and Node.js
 #                      for some of them; ARGS='--rounds 9 --load saturated' for a part, or more
 # make bench-cost      a model of what a message costs, and its plot: docs/performance.md
+# make bench-neighbours  how long others wait while one address asks for as much as it may
 # make bench-stores    what storing costs, beside pycrdt-store; ARGS='--trace FILE' for more
 # make fuzz            the fuzz targets, SECONDS=30 each with each engine
 
@@ -17,7 +18,7 @@ NODE_PEERS := tests/benchmarks/node_modules/.package-lock.json
 
 SECONDS ?= 30
 
-.PHONY: serve test lint autobahn bench bench-peers bench-cost bench-stores fuzz clean
+.PHONY: serve test lint autobahn bench bench-peers bench-cost bench-neighbours bench-stores fuzz clean
 
 serve: $(VENV)/.server
 	@$(BIN)/ycore serve $(ARGS)
@@ -43,6 +44,9 @@ bench-peers: $(VENV)/.peers $(if $(shell command -v npm),$(NODE_PEERS))
 
 bench-cost: $(VENV)/.peers $(if $(shell command -v npm),$(NODE_PEERS))
 	$(BIN)/python tests/benchmarks/cost.py $(ARGS)
+
+bench-neighbours: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/neighbours.py $(ARGS)
 
 bench-stores: $(VENV)/.peers
 	$(BIN)/python tests/benchmarks/stores.py $(ARGS)
