@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+from children import interruptible
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.sync.client import connect
 
@@ -39,11 +40,11 @@ def start() -> Iterator[Start]:
 
         def start(*args: str | Path, program: Sequence[str] = ()) -> subprocess.Popen[str]:
             pipe = subprocess.PIPE
-            process = stack.enter_context(
-                subprocess.Popen(
+            with interruptible():
+                process = subprocess.Popen(
                     program or command("serve", *args), stdout=pipe, stderr=pipe, text=True
                 )
-            )
+            stack.enter_context(process)
             stack.callback(process.kill)
             return process
 
