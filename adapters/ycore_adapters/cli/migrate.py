@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import aclosing
 from pathlib import Path
 
 import click
@@ -56,14 +57,14 @@ def migrate_store(source: Path, data: Path, merge: bool, rename: tuple[str, str]
                 def named(room: str) -> str:
                     return expression.sub(new, room) if rename else room
 
-                async for migrated in migrate(
-                    found, store, merge=merge, rename=named, progress=show
-                ):
-                    bar.done()
-                    updates += migrated.updates
-                    problems += len(migrated.problems)
-                    for problem in migrated.problems:
-                        click.echo(f"{quoted(migrated.room)}: {problem}")
+                rooms = migrate(found, store, merge=merge, rename=named, progress=show)
+                async with aclosing(rooms):
+                    async for migrated in rooms:
+                        bar.done()
+                        updates += migrated.updates
+                        problems += len(migrated.problems)
+                        for problem in migrated.problems:
+                            click.echo(f"{quoted(migrated.room)}: {problem}")
         for path in found.unknown:
             click.echo(f"{path}: no store, left out")
         click.echo(f"{found.kind}: {len(found.rooms):,} rooms, {updates:,} updates brought over")

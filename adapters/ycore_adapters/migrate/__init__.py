@@ -8,8 +8,8 @@ Reading blocks. Nothing in a source is changed, but that LevelDB tidies its file
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -77,7 +77,7 @@ async def migrate(
     merge: bool = False,
     rename: Callable[[str], str] = lambda room: room,
     progress: Callable[[Migrated], None] = lambda migrated: None,
-) -> AsyncIterator[Migrated]:
+) -> AsyncGenerator[Migrated, None]:
     """Append what a source has to a store, room by room; what can't be read is told of each.
 
     Args:
@@ -99,20 +99,21 @@ async def migrate(
         seen = size = 0
         try:
             try:
-                for stored in updates():
-                    seen += 1
-                    try:
-                        check_update(stored.update)
-                    except RemoteProtocolError as exc:
-                        why = f"update {seen} is none, or compressed somehow: {exc}"
-                        tell(migrated.problems, why)
-                        continue
-                    batch.append(stored)
-                    size += len(stored.update) + len(stored.metadata)
-                    if len(batch) >= _BATCH or size >= _BATCH_BYTES:
-                        await _append(store, migrated, batch)
-                        size = 0
-                        progress(migrated)
+                with closing(updates()) as found:
+                    for stored in found:
+                        seen += 1
+                        try:
+                            check_update(stored.update)
+                        except RemoteProtocolError as exc:
+                            why = f"update {seen} is none, or compressed somehow: {exc}"
+                            tell(migrated.problems, why)
+                            continue
+                        batch.append(stored)
+                        size += len(stored.update) + len(stored.metadata)
+                        if len(batch) >= _BATCH or size >= _BATCH_BYTES:
+                            await _append(store, migrated, batch)
+                            size = 0
+                            progress(migrated)
             except MigrationError as exc:
                 migrated.problems.append(str(exc))
             await _append(store, migrated, batch)
