@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from children import interruptible
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.sync.client import connect
 
+ROOT = Path(__file__).parents[2]
 DEADLINE = 20
 Start: TypeAlias = Callable[..., "subprocess.Popen[str]"]
 
@@ -232,6 +234,47 @@ def test_a_socket_path_that_is_a_file(tmp_path: Path) -> None:
     path.write_text("precious")
     check_one_line(run("serve", "--unix", path, "--memory"), f"can't listen on {path}")
     assert path.read_text() == "precious"
+
+
+_WITHOUT = """
+import runpy, sys
+
+for name in sys.argv.pop(1).split():
+    sys.modules[name] = None  # as if it were not installed
+runpy.run_module("ycore", run_name="__main__", alter_sys=True)
+"""
+
+
+def run_without(missing: str, *args: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", _WITHOUT, missing, *args]
+    return subprocess.run(program, capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        pytest.param("anyio click filelock h11 wsproto", id="the core alone"),
+        pytest.param("click h11 wsproto", id="asgi"),
+        pytest.param("click filelock", id="client"),
+        pytest.param("filelock", id="client, where something else brought click"),
+    ],
+)
+def test_without_what_the_command_needs_it_says_what_to_install(missing: str) -> None:
+    done = run_without(missing, "serve", "--port", "0", "--memory")
+    check_one_line(done, missing.replace(" ", ", "), "pip install 'ycore[server]'")
+
+
+def test_what_it_needs_is_what_the_extra_brings() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    names = sorted(re.split("[^a-z0-9]", needed)[0] for needed in extras["server"])
+    check_one_line(run_without(" ".join(names)), f"needs {', '.join(names)}:")
+
+
+def test_without_trio_its_backend_says_what_to_install() -> None:
+    done = run_without("trio", "serve", "--port", "0", "--memory", "--backend", "trio")
+    check_one_line(done, "--backend trio", "pip install trio")
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,8 @@ def serve(
     )
     hooks = Hooks(authorize=(lambda request: Access(read_only=True)) if read_only else None)
     options: dict[str, Any] = {}
+    if backend == "trio" and importlib.util.find_spec("trio") is None:
+        raise click.ClickException("--backend trio needs trio: pip install trio")
     if backend == "asyncio":
         options["use_uvloop"] = importlib.util.find_spec("uvloop") is not None
     anyio.run(
