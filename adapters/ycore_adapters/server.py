@@ -530,6 +530,10 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         if not self._ending and self.peer.state in (PeerState.CLOSING, PeerState.DONE):
             self._ending = True
             self.since = time.monotonic()
+            if self.peer.refusal is not None and self.peer.refusal[0] >= 400:
+                status, text = self.peer.refusal
+                address = _host(self.sock)
+                logger.info("refused address=%s status=%d reason=%r", address, status, text)
 
     def _write(self) -> bool:
         """Write what the socket takes; return whether something is left."""

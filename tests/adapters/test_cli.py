@@ -282,6 +282,8 @@ def test_without_trio_its_backend_says_what_to_install() -> None:
     [
         (("--prefix", "yjs"), "--prefix"),
         (("--prefix", "/yjs"), "begin and end with a slash"),
+        (("--origin", "https://example.org/"), "write https://example.org\n"),
+        (("--origin", "example.org"), "write https://example.org\n"),
         (("--port", "70000"), "--port"),
         (("--fsync", "sometimes"), "--fsync"),
         (("--backend", "twisted"), "--backend"),

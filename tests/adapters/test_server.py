@@ -25,7 +25,7 @@ from ycore_adapters.server import Server, ServerSettings, listen_tcp, listen_uni
 from ycore_adapters.stores import FileStore, MemoryStore, Store
 from yupdates import ASK_ALL, EMPTY_ROOM, NOTHING, edit, here, insert
 
-from ycore import StructStore
+from ycore import Settings, StructStore
 from ycore.messages import AwarenessUpdate, SyncStep1, SyncStep2, Update, decode
 
 pytestmark = pytest.mark.anyio
@@ -66,8 +66,8 @@ class Running:
         address = server.listeners[0].getsockname()
         self.address: Address = address if isinstance(address, str) else address[:2]
 
-    def connect(self, path: str = "/r") -> Any:
-        return connect(self.address, path)
+    def connect(self, path: str = "/r", **more: Any) -> Any:
+        return connect(self.address, path, **more)
 
 
 @asynccontextmanager
@@ -77,13 +77,14 @@ async def serving(
     listener: socket.socket | None = None,
     settings: ServerSettings | None = None,
     limits: DriverSettings | None = None,
+    rooms: Settings | None = None,
 ) -> AsyncIterator[Running]:
     """A server for the length of a test, which must not take too long."""
     with anyio.fail_after(15):
         async with AsyncExitStack() as stack:
             if store is None:
                 store = MemoryStore()
-            driver = await stack.enter_async_context(Driver(store, limits=limits))
+            driver = await stack.enter_async_context(Driver(store, settings=rooms, limits=limits))
             listeners = [listener] if listener else await listen_tcp("127.0.0.1", 0)
             server = Server(driver, listeners, settings=settings)
             stopped = anyio.Event()
@@ -201,6 +202,38 @@ async def test_who_vanishes_is_gone_for_the_others_at_once(
             await c.send(edit(1, 0))
             assert await a.receive() == edit(1, 0)
     assert caplog.messages == []
+
+
+async def test_who_comes_who_goes_and_who_is_refused_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="ycore_adapters")
+    limits = DriverSettings(allowed_origins=frozenset({"https://example.org"}))
+    settings = ServerSettings(prefix="/ws/")
+    rooms = Settings(max_members=1)
+    async with serving(settings=settings, limits=limits, rooms=rooms) as running:
+        async with running.connect("/ws/r") as a:
+            await level(a)
+            async with running.connect("/ws/r") as second:
+                assert await second.closed() == 1013
+        await empty(running)
+        origin = (b"Origin", b"https://example.com")
+        async with running.connect("/ws/r", headers=[origin]) as from_elsewhere:
+            assert await from_elsewhere.closed() == 4403
+        with pytest.raises(Refused, match="404"):
+            await connect(running.address, "/r").__aenter__()
+        assert (await ask(running.address, b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")).endswith(
+            b"ok\n"
+        )
+        here_ = "room='r' address=127.0.0.1"
+        assert caplog.messages == [
+            f"joined {here_} read_only=False",
+            f"sent away {here_} code=1013 reason='the room is full'",
+            f"left {here_}",
+            f"refused {here_} code=4403 reason='pages of https://example.com may not connect here'",
+            "refused address=127.0.0.1 status=404 "
+            "reason='no room here: connect to /ws/your-room-name'",
+        ]
 
 
 @pytest.mark.parametrize(

@@ -177,9 +177,12 @@ def serve(
         idle_timeout=idle_timeout,
         acknowledge=acknowledge,
     )
-    limits = DriverSettings(
-        open_damaged=open_damaged, allowed_origins=frozenset(origins) if origins else None
-    )
+    try:
+        limits = DriverSettings(
+            open_damaged=open_damaged, allowed_origins=frozenset(origins) if origins else None
+        )
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--origin") from None
     hooks = Hooks(authorize=(lambda request: Access(read_only=True)) if read_only else None)
     options: dict[str, Any] = {}
     if backend == "trio" and importlib.util.find_spec("trio") is None:
