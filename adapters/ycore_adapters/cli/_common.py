@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -44,16 +45,29 @@ def store_at(
     Raises:
         click.ClickException: there is none, though there must be.
     """
-    if must_exist and not path.exists():
-        raise click.ClickException(f"there are no documents at {path}: say where with --data")
-    kind = SQLiteStore if path.suffix in _DATABASES else FileStore
+    is_database = path.suffix in _DATABASES
+    try:
+        if must_exist and not path.exists():
+            raise click.ClickException(f"there are no documents at {path}: say where with --data")
+        is_other = path.is_dir() if is_database else path.is_file()
+    except OSError as exc:
+        raise click.ClickException(f"can't look at {path}: {exc.strerror}") from None
+    if is_other:
+        raise click.ClickException(
+            f"{path} is a {'directory' if is_database else 'file'}: --data takes a directory, or a "
+            f"database whose name ends in {', '.join(_DATABASES)}"
+        )
+    kind = SQLiteStore if is_database else FileStore
     return kind(path, fsync=fsync, keep_history=keep_history)
 
 
 def run(command: Callable[..., Awaitable[None]], *args: Any) -> None:
-    """Run the async part of a command; what a store has to complain about ends it."""
+    """Run the async part of a command; what a store has to complain about ends it. So does Ctrl-C,
+    at once and not when the command next waits for something: a store survives worse."""
 
     async def main() -> None:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             await command(*args)
         except StoreError as exc:
@@ -79,6 +93,10 @@ async def opened(
         yield store
     finally:
         await store.__aexit__(None, None, None)
+
+
+def counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def quoted(room: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ..migrate import Migrated, MigrationError, migrate, open_source
-from ._common import CONTEXT, data_option, opened, progress, quoted, run
+from ._common import CONTEXT, counted, data_option, opened, progress, quoted, run
 
 
 @click.command("migrate", context_settings=CONTEXT)
@@ -67,7 +67,9 @@ def migrate_store(source: Path, data: Path, merge: bool, rename: tuple[str, str]
                             click.echo(f"{quoted(migrated.room)}: {problem}")
         for path in found.unknown:
             click.echo(f"{path}: no store, left out")
-        click.echo(f"{found.kind}: {len(found.rooms):,} rooms, {updates:,} updates brought over")
+        those = counted(len(found.rooms), "room", "rooms")
+        brought = counted(updates, "update", "updates")
+        click.echo(f"{found.kind}: {those}, {brought} brought over")
         if problems:
             raise click.exceptions.Exit(1)
 

@@ -14,20 +14,31 @@ import click
 from ycore import RemoteProtocolError
 from ycore.doc import Doc
 
+from .._formats import explained
 from ..stores import Store
-from ..stores.tools import Contents, compact, import_update, read, repair
-from ._common import CONTEXT, data_option, keep_history_option, opened, progress, quoted, run
+from ..stores._times import when
+from ..stores.tools import Contents, compact, exists, import_update, read, repair
+from ._common import (
+    CONTEXT,
+    counted,
+    data_option,
+    keep_history_option,
+    opened,
+    progress,
+    quoted,
+    run,
+)
 
 _STDIO: Final = Path("-")
 
 
 def _time(value: str) -> float:
     """A time, as ISO 8601 has it or in seconds since 1970."""
-    with suppress(ValueError):
-        return float(value)
     try:
+        with suppress(ValueError):
+            return datetime.fromtimestamp(float(value)).timestamp()
         return datetime.fromisoformat(value).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         raise click.BadParameter(
             f"{value!r} is no time: write 2026-11-23T10:00 (local time), with Z or +01:00 "
             "behind for another zone, or seconds since 1970"
@@ -44,14 +55,16 @@ at_option = click.option(
 some_rooms = click.argument("rooms", nargs=-1)
 
 
-def _when(time: float | None) -> str:
-    if time is None:
-        return "never"
-    return datetime.fromtimestamp(time).astimezone().isoformat(" ", "seconds")
-
-
 async def _names(store: Store, chosen: tuple[str, ...]) -> list[str]:
     return list(chosen) or [room async for room in store.rooms()]
+
+
+async def _must_exist(store: Store, data: Path, *rooms: str) -> None:
+    for room in rooms:
+        if not await exists(store, room):
+            raise click.ClickException(
+                f"there is no room {quoted(room)} in {data}: `ycore rooms` lists those there are"
+            )
 
 
 async def _read(store: Store, room: str, bar: Any, at: float | None = None) -> Contents:
@@ -103,7 +116,7 @@ def _line(room: str, contents: Contents, as_json: bool) -> str:
     damaged = "  DAMAGED" if contents.damage else ""
     return (
         f"{contents.updates:>9,} updates {contents.bytes:>13,} bytes, merged {size:>12,}  "
-        f"{_when(contents.last):25}  {quoted(room)}{damaged}"
+        f"{'never' if contents.last is None else when(contents.last):25}  {quoted(room)}{damaged}"
     )
 
 
@@ -119,6 +132,7 @@ def verify(data: Path, rooms: tuple[str, ...]) -> None:
     async def command() -> None:
         damaged = 0
         async with opened(data) as store:
+            await _must_exist(store, data, *rooms)
             names = await _names(store, rooms)
             with progress("Verifying", len(names)) as bar:
                 for room in names:
@@ -128,7 +142,8 @@ def verify(data: Path, rooms: tuple[str, ...]) -> None:
                     damaged += bool(contents.damage)
                     for problem in contents.damage:
                         click.echo(f"{quoted(room)}: {problem}")
-        click.echo(f"{len(names) - damaged:,} rooms are well, {damaged:,} damaged")
+        well = counted(len(names) - damaged, "room is", "rooms are")
+        click.echo(f"{well} well, {damaged:,} damaged")
         if damaged:
             raise click.exceptions.Exit(1)
 
@@ -146,6 +161,7 @@ def repair_rooms(data: Path, rooms: tuple[str, ...]) -> None:
 
     async def command() -> None:
         async with opened(data) as store:
+            await _must_exist(store, data, *rooms)
             with progress("Repairing", len(rooms)) as bar:
                 for room in rooms:
                     before = await _read(store, room, bar)
@@ -170,6 +186,7 @@ def compact_rooms(data: Path, keep_history: bool, rooms: tuple[str, ...]) -> Non
     async def command() -> None:
         before = after = 0
         async with opened(data, keep_history=keep_history) as store:
+            await _must_exist(store, data, *rooms)
             names = await _names(store, rooms)
             with progress("Compacting", len(names)) as bar:
                 for room in names:
@@ -182,7 +199,8 @@ def compact_rooms(data: Path, keep_history: bool, rooms: tuple[str, ...]) -> Non
                     bar.done()
                     before += contents.bytes
                     after += size
-        click.echo(f"{len(names):,} rooms: {before:,} bytes of updates are {after:,} now")
+        those = counted(len(names), "room", "rooms")
+        click.echo(f"{those}: {before:,} bytes of updates are {after:,} now")
 
     run(command)
 
@@ -202,14 +220,15 @@ def show(data: Path, at: float | None, text: bool, room: str, names: tuple[str, 
 
     async def command() -> None:
         async with opened(data) as store:
+            await _must_exist(store, data, room)
             with progress("Reading", 1) as bar:
                 contents = await _read(store, room, bar, at)
         view = Doc.view(contents.document)
         for problem in contents.damage:
             click.echo(f"{quoted(room)}: {problem}", err=True)
         if view.held_back:
-            waits = f"{view.held_back:,} edits wait for others that never came"
-            click.echo(f"{quoted(room)}: {waits}, and are not shown", err=True)
+            waits = counted(view.held_back, "edit waits", "edits wait")
+            click.echo(f"{quoted(room)}: {waits} for others that never came, not shown", err=True)
         for name in names:
             if name not in view.roots:
                 there = ", ".join(map(quoted, sorted(view.roots))) or "none"
@@ -247,6 +266,7 @@ def export_room(data: Path, at: float | None, room: str, file: Path) -> None:
 
     async def command() -> None:
         async with opened(data) as store:
+            await _must_exist(store, data, room)
             with progress("Reading", 1) as bar:
                 contents = await _read(store, room, bar, at)
         if contents.damage:
@@ -255,11 +275,14 @@ def export_room(data: Path, at: float | None, room: str, file: Path) -> None:
         try:
             if file == _STDIO:
                 sys.stdout.buffer.write(update)
-            else:
-                with file.open("xb") as out:
-                    out.write(update)
+                return
+            with file.open("xb") as out:
+                out.write(update)
+        except FileExistsError:
+            raise click.ClickException(f"{file} is there already, and was left as it is") from None
         except OSError as exc:
             raise click.ClickException(f"can't write {file}: {exc.strerror}") from None
+        click.echo(f"{quoted(room)}: {len(update):,} bytes written to {file}")
 
     run(command)
 
@@ -283,7 +306,9 @@ def import_room(data: Path, room: str, file: Path) -> None:
             try:
                 await import_update(store, room, update)
             except RemoteProtocolError as exc:
-                raise click.ClickException(f"{file} holds no Yjs update: {exc}") from None
+                raise click.ClickException(
+                    f"{file} holds no Yjs update: {explained(update, exc)}"
+                ) from None
         click.echo(f"{quoted(room)}: {len(update):,} bytes added")
 
     run(command)
@@ -301,6 +326,7 @@ def delete_rooms(data: Path, rooms: tuple[str, ...], yes: bool) -> None:
 
     async def command() -> None:
         async with opened(data) as store:
+            await _must_exist(store, data, *rooms)
             if not yes:
                 names = ", ".join(map(quoted, rooms))
                 click.confirm(f"Delete {names} for good?", abort=True, err=True)

@@ -9,14 +9,16 @@ Reading blocks. Nothing in a source is changed, but that LevelDB tidies its file
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from ycore import RemoteProtocolError, check_update
 
-from ..stores import RoomCorrupt, RoomNotFound, Store, StoredUpdate
+from .._formats import explained
+from ..stores import RoomCorrupt, Store, StoredUpdate
+from ..stores.tools import exists
 from ._files import directory_source, file_source
 from ._leveldb import leveldb_source
 from ._source import MigrationError, Source, tell
@@ -91,7 +93,7 @@ async def migrate(
     for name, updates in source.rooms.items():
         room = rename(name)
         migrated = Migrated(room)
-        if not merge and await _exists(store, room):
+        if not merge and await exists(store, room):
             migrated.problems.append("it is there already, and was left alone (--merge adds to it)")
             yield migrated
             continue
@@ -105,7 +107,8 @@ async def migrate(
                         try:
                             check_update(stored.update)
                         except RemoteProtocolError as exc:
-                            why = f"update {seen} is none, or compressed somehow: {exc}"
+                            why = explained(stored.update, exc)
+                            why = f"update {seen} is none, or compressed somehow: {why}"
                             tell(migrated.problems, why)
                             continue
                         batch.append(stored)
@@ -128,15 +131,3 @@ async def _append(store: Store, migrated: Migrated, batch: list[StoredUpdate]) -
         await store.append(migrated.room, batch)
         migrated.updates += len(batch)
         batch.clear()
-
-
-async def _exists(store: Store, room: str) -> bool:
-    try:
-        async with aclosing(store.load(room)) as updates:
-            async for _ in updates:
-                break
-    except RoomNotFound:
-        return False
-    except RoomCorrupt:
-        pass
-    return True

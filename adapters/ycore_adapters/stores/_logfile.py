@@ -39,6 +39,7 @@ from ._log import (
     salt_of,
 )
 from ._owned import failed, translated
+from ._times import when
 from .interface import HistoryNotKept, RoomCorrupt, RoomNotFound, StoredUpdate, StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -295,7 +296,7 @@ class LogFile:
             reading = _Reading(self.room, path)
             for record in reading.records():
                 if not first and record.is_snapshot and record.time > at:
-                    since = f"{record.time / 1000:.3f}"
+                    since = when(record.time / 1000)
                     raise HistoryNotKept(f"of {self.room!r} nothing is kept from before {since}")
                 first = True
                 if record.time <= at:
@@ -303,7 +304,7 @@ class LogFile:
                     yield _stored(record)
             reading.check()
         if not known:
-            raise RoomNotFound(f"the room {self.room!r} had nothing yet at {at / 1000:.3f}")
+            raise RoomNotFound(f"the room {self.room!r} had nothing yet at {when(at / 1000)}")
 
     def _past(self) -> list[Path]:
         directory = self.path.with_suffix(_PAST)

@@ -26,6 +26,7 @@ import anyio
 from anyio import to_thread
 
 from ._owned import Fsync, OwnedStore
+from ._times import when
 from .interface import (
     HistoryNotKept,
     RoomCorrupt,
@@ -133,7 +134,7 @@ class SQLiteStore(OwnedStore):
                 "`ycore repair` keeps the others"
             )
         if not found and at is not None:
-            raise RoomNotFound(f"the room {room!r} had nothing yet at {at:.3f}")
+            raise RoomNotFound(f"the room {room!r} had nothing yet at {when(at)}")
 
     async def append(self, room: str, updates: Sequence[StoredUpdate]) -> None:
         append = _Append(room, updates)
@@ -254,7 +255,7 @@ class SQLiteStore(OwnedStore):
             "SELECT min(id), time FROM updates WHERE room = ?", (key,)
         ).fetchone()
         if oldest is not None and oldest % 2 and time > until:
-            raise HistoryNotKept(f"of {room!r} nothing is kept from before {time / 1000:.3f}")
+            raise HistoryNotKept(f"of {room!r} nothing is kept from before {when(time / 1000)}")
         return key, 0
 
     def _read(

@@ -11,9 +11,9 @@ from ycore import RemoteProtocolError, StructStore, check_update
 from ycore.steps import finish
 from ycore.updates import parse_update, undeleted_value
 
-from .interface import RoomCorrupt, Store, StoredUpdate, StoreUnavailable
+from .interface import RoomCorrupt, RoomNotFound, Store, StoredUpdate, StoreUnavailable
 
-__all__ = ["Contents", "compact", "import_update", "read", "repair"]
+__all__ = ["Contents", "compact", "exists", "import_update", "read", "repair"]
 
 
 @dataclass(slots=True)
@@ -28,6 +28,19 @@ class Contents:
     """When the last update came, in seconds since 1970."""
     damage: list[str] = field(default_factory=list)
     """What can't be read, in words. The document is what can."""
+
+
+async def exists(store: Store, room: str) -> bool:
+    """Whether a store has something of a room."""
+    try:
+        async with aclosing(store.load(room)) as updates:
+            async for _ in updates:
+                break
+    except RoomNotFound:
+        return False
+    except RoomCorrupt:
+        pass
+    return True
 
 
 async def read(
@@ -83,7 +96,8 @@ async def compact(
         except RuntimeError as exc:
             raise StoreUnavailable(f"the room {room!r}: {exc}") from exc
         size = len(update)
-        return StoredUpdate(update, time.time())
+        last = time.time() if contents.last is None else contents.last
+        return StoredUpdate(update, last)  # it is as old as what is in it
 
     await store.compact(room, snapshot)
     return contents, size
