@@ -657,6 +657,7 @@ class Server:
         """How much they hold in all."""
         self._refused = _Refused()
         self._accepting = anyio.CancelScope()
+        self._patience = anyio.CancelScope()
         self._all_gone = anyio.Event()
 
     def make_peer(self) -> Peer:
@@ -671,8 +672,15 @@ class Server:
             health=self.driver.health,
         )
 
-    def stop(self) -> None:
-        """Have `serve` stop accepting, store what was accepted, send everyone away, and return."""
+    def stop(self, *, hurry: bool = False) -> None:
+        """Have `serve` stop accepting, store what was accepted, send everyone away, and return.
+
+        Args:
+            hurry: wait no longer for a store that does not finish, nor for anybody's goodbye. May
+                be said later, too.
+        """
+        if hurry:
+            self._patience.cancel()
         self._accepting.cancel()
 
     async def serve(self) -> None:
@@ -701,16 +709,19 @@ class Server:
 
     async def _shut_down(self) -> None:
         self.is_stopping = True
-        with anyio.move_on_after(self.settings.shutdown_timeout) as scope:
-            await self.driver.drain()
-        if scope.cancelled_caught:
-            logger.error("shutdown: the store did not finish in time")
-        for sock in tuple(self._sockets):
-            if sock.member is None or scope.cancelled_caught:
-                sock.abort()  # still in its handshake; or what it waits for won't come
-        if self._sockets:
+        drained = False
+        with self._patience:
             with anyio.move_on_after(self.settings.shutdown_timeout):
-                await self._all_gone.wait()
+                await self.driver.drain()
+                drained = True
+            for sock in tuple(self._sockets):
+                if sock.member is None or not drained:
+                    sock.abort()  # still in its handshake; or what it waits for won't come
+            if self._sockets:
+                with anyio.move_on_after(self.settings.shutdown_timeout):
+                    await self._all_gone.wait()
+        if not drained:
+            logger.error("shutdown: the store did not finish in time")
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -110,6 +111,54 @@ def test_a_signal_may_come_as_soon_as_it_says_that_it_serves(start: Start, backe
     assert (process.returncode, err) == (0, "")
 
 
+_SIGNAL_AGAIN = """
+import os, signal, sys
+import anyio
+from ycore_adapters import cli
+from ycore_adapters.stores import MemoryStore
+
+async def close(store, *error):
+    print("closing", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(100):
+        await anyio.lowlevel.checkpoint()
+    print("closed", flush=True)
+
+MemoryStore.__aexit__ = close
+cli.main(["serve", "--memory", "--port", "0", "--backend", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_second_signal_does_not_keep_the_store_from_being_closed(
+    start: Start, backend: str
+) -> None:
+    process = start(program=[sys.executable, "-c", _SIGNAL_AGAIN, backend])
+    assert first_line(process).startswith("ycore serving on ")
+    process.terminate()
+    assert process.communicate(timeout=DEADLINE) == ("closing\nclosed\n", "")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_files_may_be_closed(tmp_path: Path, closed: str) -> None:
+    path = tmp_path / "socket"
+    serve = " ".join(command("serve", "--memory", "--unix", path))
+    with subprocess.Popen(
+        ["sh", "-c", f"exec {serve} {closed}"], stdout=subprocess.DEVNULL
+    ) as server:
+        try:
+            deadline = time.monotonic() + DEADLINE
+            while not path.exists():
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            server.terminate()
+            assert server.wait(DEADLINE) == 0
+        finally:
+            server.kill()
+
+
 def test_memory_only(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     process = start("--port", "0", "--memory", "--prefix", "/yjs/")
@@ -160,6 +209,8 @@ def test_options_may_come_from_the_environment(
     monkeypatch.setenv("YCORE_FSYNC", "never")
     line = first_line(start())
     assert line.endswith(f"storing in {data} (fsync never)\n")
+    assert first_line(start("--memory")).endswith("storing in memory only\n")
+    assert "YCORE_PORT=4321" in run("serve", "--help").stdout
 
 
 # ---- what can be wrong
@@ -284,6 +335,12 @@ def test_without_trio_its_backend_says_what_to_install() -> None:
         (("--prefix", "/yjs"), "begin and end with a slash"),
         (("--origin", "https://example.org/"), "write https://example.org\n"),
         (("--origin", "example.org"), "write https://example.org\n"),
+        (("--memory", "--data", "x"), "--data says nothing with --memory: leave one out"),
+        (("--memory", "--fsync", "always"), "--fsync says nothing with --memory"),
+        (("--memory", "--keep-history"), "--keep-history says nothing with --memory"),
+        (("--memory", "--open-damaged"), "--open-damaged says nothing with --memory"),
+        (("--unix", "s", "--port", "1"), "--port says nothing with --unix"),
+        (("--unix", "s", "--host", "::1"), "--host says nothing with --unix"),
         (("--port", "70000"), "--port"),
         (("--fsync", "sometimes"), "--fsync"),
         (("--backend", "twisted"), "--backend"),

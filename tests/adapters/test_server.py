@@ -931,3 +931,28 @@ async def test_listening_where_somebody_listens_fails(tmp_path: Path) -> None:
 def test_a_prefix_is_between_slashes(prefix: str) -> None:
     with pytest.raises(ValueError, match="slash"):
         ServerSettings(prefix=prefix)
+
+
+async def test_who_stops_it_in_a_hurry_waits_neither_for_clients_nor_for_a_store(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With patience it would take longer than `serving` lets a test take."""
+    settings = ServerSettings(shutdown_timeout=60, close_timeout=60)
+    async with serving(settings=settings) as running, running.connect() as a:
+        await level(a)
+        running.server.stop()
+        while not running.server.is_stopping:
+            await anyio.lowlevel.checkpoint()
+        running.server.stop(hurry=True)
+        await running.stopped.wait()
+        assert await a.closed() in (1001, 1006)
+    assert caplog.messages == []
+    store = ScriptedStore()
+    async with serving(store, settings=settings) as running, running.connect() as a:
+        await level(a)
+        store.hold("append")
+        await a.send(edit(1, 0))
+        await store.called("append")
+        running.server.stop(hurry=True)
+        await running.stopped.wait()
+    assert caplog.messages == ["shutdown: the store did not finish in time"]
