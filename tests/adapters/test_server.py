@@ -204,6 +204,36 @@ async def test_who_vanishes_is_gone_for_the_others_at_once(
     assert caplog.messages == []
 
 
+async def test_a_client_of_another_protocol_is_told_in_the_log_once_in_a_while(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What a HocuspocusProvider sends: to its URL without a room, or else the document's name and
+    its token, and never a question."""
+    told = "a client does not speak y-websocket (a HocuspocusProvider?) address=127.0.0.1 problem="
+
+    async def ask_for_no_room(running: Running) -> None:
+        with pytest.raises(Refused):
+            await connect(running.address, "/").__aenter__()
+
+    settings = ServerSettings(handshake_timeout=0.05)
+    async with (
+        serving(settings=settings) as running,
+        running.connect() as a,
+        running.connect() as other,
+    ):
+        await level(a)
+        await other.send(b"\x04name\2\0\5token")
+        while not caplog.messages:
+            await anyio.lowlevel.checkpoint()
+        await ask_for_no_room(running)
+    assert caplog.messages == [f"{told}'it does not ask for the document'"]
+    caplog.clear()
+    async with serving() as running:
+        await ask_for_no_room(running)
+        await ask_for_no_room(running)
+    assert caplog.messages == [f"{told}'it names no room'"]
+
+
 async def test_who_comes_who_goes_and_who_is_refused_is_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -233,6 +263,8 @@ async def test_who_comes_who_goes_and_who_is_refused_is_in_the_log(
             f"refused {here_} code=4403 reason='pages of https://example.com may not connect here'",
             "refused address=127.0.0.1 status=404 "
             "reason='no room here: connect to /ws/your-room-name'",
+            "a client does not speak y-websocket (a HocuspocusProvider?) address=127.0.0.1 "
+            "problem='it names no room'",
         ]
 
 
