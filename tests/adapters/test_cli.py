@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 import pytest
 from children import interruptible
+from websockets.exceptions import ConnectionClosed
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.sync.client import connect
 
@@ -278,6 +279,48 @@ def run_unprivileged(*args: str | Path) -> subprocess.CompletedProcess[str]:
     """Run it, as nobody if we are root, with the last argument a directory without permission."""
     program = [sys.executable, "-c", _WITHOUT_PRIVILEGES, *map(str, args)]
     return subprocess.run(program, capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
+def test_a_pipe_in_the_place_of_a_log_holds_nothing_up(start: Start, data: Path) -> None:
+    data.mkdir()
+    os.mkfifo(data / "r.ylog")
+    check_one_line(run("show", "--data", data, "r"), "r.ylog", "it is no regular file")
+    process = start("--port", "0", "--data", data)
+    port = int(first_line(process).split(":")[2].split(",")[0])
+    with (
+        connect(f"ws://127.0.0.1:{port}/r", proxy=None) as client,
+        pytest.raises(ConnectionClosed, match="1013"),
+    ):
+        client.recv(DEADLINE)
+    process.terminate()
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0
+    assert "it is no regular file" in err
+
+
+_READ_ON_AND_ON = """
+import sys
+from ycore_adapters.cli import main, tools
+
+async def compact(*args):
+    print("compacting", flush=True)
+    while True:  # and never wait for anything
+        pass
+
+tools.compact = compact
+main()
+"""
+
+
+def test_a_tool_heeds_ctrl_c_whatever_it_does(start: Start, data: Path) -> None:
+    (data.parent / "update").write_bytes(bytes(2))
+    assert run("import", "--data", data, "r", data.parent / "update").returncode == 0
+    compacting = ["compact", "--data", str(data)]
+    process = start(program=[sys.executable, "-c", _READ_ON_AND_ON, *compacting])
+    assert first_line(process) == "compacting\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=DEADLINE) == ("", "\nAborted!\n")
+    assert process.returncode == 1
 
 
 def test_a_socket_path_that_is_a_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class Disk:
 
     O_RDONLY, O_RDWR, O_WRONLY = os.O_RDONLY, os.O_RDWR, os.O_WRONLY
     O_CREAT, O_EXCL = os.O_CREAT, os.O_EXCL
+    O_NONBLOCK = os.O_NONBLOCK
     _MAY_FAIL: Final = ("open", "pwrite", "fsync", "ftruncate", "replace", "link", "unlink")
 
     def __init__(self, names: dict[str, File] | None = None) -> None:
@@ -112,7 +114,7 @@ class Disk:
         del self._fds[fd]
 
     def fstat(self, fd: int) -> SimpleNamespace:
-        return SimpleNamespace(st_size=len(self._file(fd).data))
+        return SimpleNamespace(st_mode=stat.S_IFREG, st_size=len(self._file(fd).data))
 
     def stat(self, path: Path) -> SimpleNamespace:
         return SimpleNamespace(st_ino=id(self.names[str(path)]))

@@ -16,10 +16,12 @@ all the same. So then the whole log is written anew (`heal`), out of the system'
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,6 +62,18 @@ def _sync_path(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _open_to_read(path: Path) -> int:
+    """
+    Raises:
+        OSError: it can't be read, or is a pipe, say: to open or read that might wait for ever.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return fd
 
 
 class _Bytes:
@@ -105,7 +119,7 @@ class _Reading:
         """Raises RoomNotFound, StoreUnavailable; of what is broken it only takes note."""
         with translated(f"can't read {self._path}"):
             try:
-                fd = os.open(self._path, os.O_RDONLY)
+                fd = _open_to_read(self._path)
             except FileNotFoundError:
                 raise RoomNotFound(f"there is no {self._path}") from None
             try:
