@@ -90,6 +90,9 @@ class Peer:
         unsynced: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.state = PeerState.REQUEST
+        self.refusal: tuple[int, str] | None = None
+        """The HTTP status and the text with which a request was answered, if no WebSocket came of
+        it."""
         self.window: Window | None = None
         """How to compress messages to it, if at all: see `frame_message`."""
         self._prefix = prefix
@@ -216,6 +219,7 @@ class Peer:
         self, status: int, text: str, extra: list[tuple[bytes, bytes]] | None = None
     ) -> None:
         assert self._http is not None
+        self.refusal = status, text
         headers, body = _plain_answer(text, extra or ())
         reason = HTTPStatus(status).phrase.encode()
         response = h11.Response(status_code=status, headers=headers, reason=reason)

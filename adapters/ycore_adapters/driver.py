@@ -64,6 +64,7 @@ from ycore.updates import ParsedUpdate, parse_update_steps, parts_of
 
 from ._document import DocumentClosed, open_document
 from ._eventloop import EventLoop, event_loop
+from ._origins import check_origin
 from .connection import Connection
 from .hooks import Access, HookCalls, Hooks, Refused, Request, is_own_cancellation
 from .stores import (
@@ -133,6 +134,10 @@ class DriverSettings:
 
     authorize_timeout: float = 5.0
     """For how many seconds `Hooks.authorize` may think. Then the client is sent away (1013)."""
+
+    def __post_init__(self) -> None:
+        for origin in self.allowed_origins or ():
+            check_origin(origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +217,20 @@ def _size(effects: Sequence[_Todo]) -> int:
         elif isinstance(effect, Persist):
             size += len(effect.update)
     return size
+
+
+class _Who:
+    """Somebody in the log; put into words only if that is written."""
+
+    __slots__ = ("_connection", "_room")
+
+    def __init__(self, room: str, connection: Connection) -> None:
+        self._room = room
+        self._connection = connection
+
+    def __str__(self) -> str:
+        request = self._connection.request
+        return f"room={self._room!r} address={None if request is None else request.address}"
 
 
 def _load_steps(room: Room, update: bytes) -> Generator[None, None, None]:
@@ -351,6 +370,8 @@ class Driver:
             connection.access = access
             room = request.room if access.room is None else access.room
             return self.join(room, connection, read_only=access.read_only)
+        who = _Who(request.room, connection)
+        logger.info("refused %s code=%d reason=%r", who, access.code, access.reason)
         if access.is_final:
             connection.send((PermissionDenied(access.reason).encode(),))
         connection.close(access.code, access.reason)
@@ -372,6 +393,8 @@ class Driver:
         else:
             member, effects = self.hub.join(room, now=now, read_only=read_only)
         member.link = connection
+        if not any(isinstance(effect, Close) for effect in effects):
+            logger.info("joined %s read_only=%s", _Who(room, connection), read_only)
         self._carry_out(member.room, effects)
         return member
 
@@ -428,8 +451,10 @@ class Driver:
 
     def leave(self, member: Member) -> None:
         """A member's connection is gone."""
-        member.link = None
+        connection, member.link = member.link, None
         self._carry_out(member.room, member.room.leave(member, now=self.clock()))
+        if connection is not None:  # otherwise it was sent away before
+            logger.info("left %s", _Who(member.room.name, connection))
 
     def flush_soon(self, connection: Connection) -> None:
         """Have `connection.flush` called at the end of this turn of the event loop."""
@@ -898,6 +923,8 @@ class Driver:
             if connection is not None:
                 effect.member.link = None
                 connection.close(effect.code, effect.reason)
+                who = _Who(effect.member.room.name, connection)
+                logger.info("sent away %s code=%d reason=%r", who, effect.code, effect.reason)
         elif isinstance(effect, Probe):
             connection = effect.member.link
             if connection is not None:

@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
+from math import inf
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -30,11 +31,11 @@ import anyio
 import anyio.abc
 from anyio import lowlevel
 
-from ycore import CloseCode, Frame, Member
+from ycore import CloseCode, Frame, Member, State
 
 from ._deflate import Window
 from ._eventloop import EventLoop, Rest, event_loop
-from ._paths import check_prefix
+from ._paths import check_prefix, no_room
 from ._peer import Event, Peer, PeerState, frame_message, refusal
 from .connection import without
 from .driver import Driver
@@ -350,6 +351,8 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         """Set once the outbox is empty, if someone waits for it."""
         self._ending = False
         self._dead = False
+        self._was_judged = False
+        """Whether it was looked whether it speaks our protocol."""
         self._watch = server.loop.watch(sock, self._readable)
 
     # -- what the driver asks
@@ -530,6 +533,12 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         if not self._ending and self.peer.state in (PeerState.CLOSING, PeerState.DONE):
             self._ending = True
             self.since = time.monotonic()
+            if self.peer.refusal is not None and self.peer.refusal[0] >= 400:
+                status, text = self.peer.refusal
+                address = _host(self.sock)
+                logger.info("refused address=%s status=%d reason=%r", address, status, text)
+                if text == no_room(self.server.settings.prefix)[1]:
+                    self.server.warn_of(self, "it names no room")
 
     def _write(self) -> bool:
         """Write what the socket takes; return whether something is left."""
@@ -613,6 +622,11 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                 self.peer.time_out()
                 self.put_output()
         elif state is PeerState.OPEN:
+            if not self._was_judged and now >= self.since + settings.handshake_timeout:
+                self._was_judged = True
+                member = self.member
+                if member is not None and member.room.state is State.OPEN and not member.synced:
+                    self.server.warn_of(self, "it does not ask for the document")
             if self.busy:
                 pass
             elif self.pinged is None:
@@ -652,7 +666,9 @@ class Server:
         self._held = 0
         """How much they hold in all."""
         self._refused = _Refused()
+        self._warned = -inf
         self._accepting = anyio.CancelScope()
+        self._patience = anyio.CancelScope()
         self._all_gone = anyio.Event()
 
     def make_peer(self) -> Peer:
@@ -668,8 +684,15 @@ class Server:
             unsynced=self.driver.unsynced,
         )
 
-    def stop(self) -> None:
-        """Have `serve` stop accepting, store what was accepted, send everyone away, and return."""
+    def stop(self, *, hurry: bool = False) -> None:
+        """Have `serve` stop accepting, store what was accepted, send everyone away, and return.
+
+        Args:
+            hurry: wait no longer for a store that does not finish, nor for anybody's goodbye. May
+                be said later, too.
+        """
+        if hurry:
+            self._patience.cancel()
         self._accepting.cancel()
 
     async def serve(self) -> None:
@@ -698,16 +721,19 @@ class Server:
 
     async def _shut_down(self) -> None:
         self.is_stopping = True
-        with anyio.move_on_after(self.settings.shutdown_timeout) as scope:
-            await self.driver.drain()
-        if scope.cancelled_caught:
-            logger.error("shutdown: the store did not finish in time")
-        for sock in tuple(self._sockets):
-            if sock.member is None or scope.cancelled_caught:
-                sock.abort()  # still in its handshake; or what it waits for won't come
-        if self._sockets:
+        drained = False
+        with self._patience:
             with anyio.move_on_after(self.settings.shutdown_timeout):
-                await self._all_gone.wait()
+                await self.driver.drain()
+                drained = True
+            for sock in tuple(self._sockets):
+                if sock.member is None or not drained:
+                    sock.abort()  # still in its handshake; or what it waits for won't come
+            if self._sockets:
+                with anyio.move_on_after(self.settings.shutdown_timeout):
+                    await self._all_gone.wait()
+        if not drained:
+            logger.error("shutdown: the store did not finish in time")
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -740,6 +766,18 @@ class Server:
             return
         self._sockets.add(_Socket(self, sock, address))
         self._addresses[address] += 1
+
+    def warn_of(self, sock: _Socket, problem: str) -> None:
+        """A WebSocket is open or was asked for, and its client waits for what will never come. Say
+        so, but not of everyone."""
+        now = time.monotonic()
+        if now >= self._warned + _WARN_EVERY:
+            self._warned = now
+            logger.warning(
+                "a client does not speak y-websocket (a HocuspocusProvider?) address=%s problem=%r",
+                _host(sock.sock),
+                problem,
+            )
 
     def forget(self, sock: _Socket) -> bool:
         """A connection is over. Returns whether that is news."""

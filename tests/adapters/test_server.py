@@ -25,7 +25,7 @@ from ycore_adapters.server import Server, ServerSettings, listen_tcp, listen_uni
 from ycore_adapters.stores import FileStore, MemoryStore, Store
 from yupdates import ASK_ALL, EMPTY_ROOM, NOTHING, edit, here, insert
 
-from ycore import StructStore
+from ycore import Settings, StructStore
 from ycore.messages import AwarenessUpdate, SyncStep1, SyncStep2, Update, decode
 
 pytestmark = pytest.mark.anyio
@@ -66,8 +66,8 @@ class Running:
         address = server.listeners[0].getsockname()
         self.address: Address = address if isinstance(address, str) else address[:2]
 
-    def connect(self, path: str = "/r") -> Any:
-        return connect(self.address, path)
+    def connect(self, path: str = "/r", **more: Any) -> Any:
+        return connect(self.address, path, **more)
 
 
 @asynccontextmanager
@@ -77,13 +77,14 @@ async def serving(
     listener: socket.socket | None = None,
     settings: ServerSettings | None = None,
     limits: DriverSettings | None = None,
+    rooms: Settings | None = None,
 ) -> AsyncIterator[Running]:
     """A server for the length of a test, which must not take too long."""
     with anyio.fail_after(15):
         async with AsyncExitStack() as stack:
             if store is None:
                 store = MemoryStore()
-            driver = await stack.enter_async_context(Driver(store, limits=limits))
+            driver = await stack.enter_async_context(Driver(store, settings=rooms, limits=limits))
             listeners = [listener] if listener else await listen_tcp("127.0.0.1", 0)
             server = Server(driver, listeners, settings=settings)
             stopped = anyio.Event()
@@ -201,6 +202,70 @@ async def test_who_vanishes_is_gone_for_the_others_at_once(
             await c.send(edit(1, 0))
             assert await a.receive() == edit(1, 0)
     assert caplog.messages == []
+
+
+async def test_a_client_of_another_protocol_is_told_in_the_log_once_in_a_while(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What a HocuspocusProvider sends: to its URL without a room, or else the document's name and
+    its token, and never a question."""
+    told = "a client does not speak y-websocket (a HocuspocusProvider?) address=127.0.0.1 problem="
+
+    async def ask_for_no_room(running: Running) -> None:
+        with pytest.raises(Refused):
+            await connect(running.address, "/").__aenter__()
+
+    settings = ServerSettings(handshake_timeout=0.05)
+    async with (
+        serving(settings=settings) as running,
+        running.connect() as a,
+        running.connect() as other,
+    ):
+        await level(a)
+        await other.send(b"\x04name\2\0\5token")
+        while not caplog.messages:
+            await anyio.lowlevel.checkpoint()
+        await ask_for_no_room(running)
+    assert caplog.messages == [f"{told}'it does not ask for the document'"]
+    caplog.clear()
+    async with serving() as running:
+        await ask_for_no_room(running)
+        await ask_for_no_room(running)
+    assert caplog.messages == [f"{told}'it names no room'"]
+
+
+async def test_who_comes_who_goes_and_who_is_refused_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="ycore_adapters")
+    limits = DriverSettings(allowed_origins=frozenset({"https://example.org"}))
+    settings = ServerSettings(prefix="/ws/")
+    rooms = Settings(max_members=1)
+    async with serving(settings=settings, limits=limits, rooms=rooms) as running:
+        async with running.connect("/ws/r") as a:
+            await level(a)
+            async with running.connect("/ws/r") as second:
+                assert await second.closed() == 1013
+        await empty(running)
+        origin = (b"Origin", b"https://example.com")
+        async with running.connect("/ws/r", headers=[origin]) as from_elsewhere:
+            assert await from_elsewhere.closed() == 4403
+        with pytest.raises(Refused, match="404"):
+            await connect(running.address, "/r").__aenter__()
+        assert (await ask(running.address, b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")).endswith(
+            b"ok\n"
+        )
+        here_ = "room='r' address=127.0.0.1"
+        assert caplog.messages == [
+            f"joined {here_} read_only=False",
+            f"sent away {here_} code=1013 reason='the room is full'",
+            f"left {here_}",
+            f"refused {here_} code=4403 reason='pages of https://example.com may not connect here'",
+            "refused address=127.0.0.1 status=404 "
+            "reason='no room here: connect to /ws/your-room-name'",
+            "a client does not speak y-websocket (a HocuspocusProvider?) address=127.0.0.1 "
+            "problem='it names no room'",
+        ]
 
 
 @pytest.mark.parametrize(
@@ -898,3 +963,28 @@ async def test_listening_where_somebody_listens_fails(tmp_path: Path) -> None:
 def test_a_prefix_is_between_slashes(prefix: str) -> None:
     with pytest.raises(ValueError, match="slash"):
         ServerSettings(prefix=prefix)
+
+
+async def test_who_stops_it_in_a_hurry_waits_neither_for_clients_nor_for_a_store(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With patience it would take longer than `serving` lets a test take."""
+    settings = ServerSettings(shutdown_timeout=60, close_timeout=60)
+    async with serving(settings=settings) as running, running.connect() as a:
+        await level(a)
+        running.server.stop()
+        while not running.server.is_stopping:
+            await anyio.lowlevel.checkpoint()
+        running.server.stop(hurry=True)
+        await running.stopped.wait()
+        assert await a.closed() in (1001, 1006)
+    assert caplog.messages == []
+    store = ScriptedStore()
+    async with serving(store, settings=settings) as running, running.connect() as a:
+        await level(a)
+        store.hold("append")
+        await a.send(edit(1, 0))
+        await store.called("append")
+        running.server.stop(hurry=True)
+        await running.stopped.wait()
+    assert caplog.messages == ["shutdown: the store did not finish in time"]

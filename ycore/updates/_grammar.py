@@ -177,10 +177,17 @@ def parts_of(update: ParsedUpdate) -> Iterable[ParsedUpdate]:
     return (update,) if update.weight <= _PART else _parts_of(update)
 
 
+def _falling_client(section: Section) -> int:
+    return -section.client
+
+
 def _parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
-    for done in range(0, len(update.sections), _PART):
+    # Higher clients first, as Yjs writes them. Each part is sent on by itself; and where many have
+    # put something at one place, a client would walk past all of it for every lower one before.
+    sections = sorted(update.sections, key=_falling_client)
+    for done in range(0, len(sections), _PART):
         part = ParsedUpdate(update.data)
-        part.sections = update.sections[done : done + _PART]
+        part.sections = sections[done : done + _PART]
         part.has_keys = update.has_keys
         part.neighbours = update.neighbours
         part.weight = len(part.sections)

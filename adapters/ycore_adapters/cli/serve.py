@@ -8,14 +8,15 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import anyio
 import anyio.abc
 import click
+from click.core import ParameterSource
 
 from ycore import Settings
 
@@ -152,8 +153,11 @@ def serve(
     """Serve documents to Yjs clients over WebSocket.
 
     A client of y-websocket connects to ws://HOST:PORT with any room name. Ctrl-C or SIGTERM stores
-    what was accepted, sends everyone away, and exits.
+    what was accepted, sends everyone away, and exits; a second one has it wait for nobody.
+
+    Each option may be given in the environment as well: YCORE_PORT=4321 is --port 4321.
     """
+    _check_none_is_void(click.get_current_context())
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
@@ -177,15 +181,20 @@ def serve(
         idle_timeout=idle_timeout,
         acknowledge=acknowledge,
     )
-    limits = DriverSettings(
-        open_damaged=open_damaged, allowed_origins=frozenset(origins) if origins else None
-    )
+    try:
+        limits = DriverSettings(
+            open_damaged=open_damaged, allowed_origins=frozenset(origins) if origins else None
+        )
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--origin") from None
     hooks = Hooks(authorize=(lambda request: Access(read_only=True)) if read_only else None)
     options: dict[str, Any] = {}
+    if backend == "trio" and importlib.util.find_spec("trio") is None:
+        raise click.ClickException("--backend trio needs trio: pip install trio")
     if backend == "asyncio":
         options["use_uvloop"] = importlib.util.find_spec("uvloop") is not None
     anyio.run(
-        _serve,
+        _serve_until_signalled,
         store,
         where,
         host,
@@ -200,7 +209,50 @@ def serve(
     )
 
 
+_VOID_WITH: Final = {
+    "memory": ("data", "fsync", "keep_history", "open_damaged"),
+    "unix": ("host", "port"),
+}
+
+
+def _check_none_is_void(context: click.Context) -> None:
+    """Nobody shall think that what they ask for is done, where another option says otherwise. In
+    the environment there may be both: it is set for more than one command.
+
+    Raises:
+        click.UsageError
+    """
+    for option, void in _VOID_WITH.items():
+        for name in void:
+            given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+            if given and context.params[option]:
+                raise click.UsageError(
+                    f"{_flag(name)} says nothing with {_flag(option)}: leave one out"
+                )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+async def _serve_until_signalled(*how: Any) -> None:
+    failed: click.ClickException | None = None
+    running: list[Server] = []
+    # From before the store is opened until it is closed: nothing is to end the process between.
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_stop_on_signal, signals, running, tasks.cancel_scope)
+            try:
+                await _serve(running, *how)
+            except click.ClickException as exc:  # raised below, as it is and not in a group
+                failed = exc
+            tasks.cancel_scope.cancel()
+    if failed is not None:
+        raise failed
+
+
 async def _serve(
+    running: list[Server],
     store: Store,
     where: str,
     host: str,
@@ -211,6 +263,7 @@ async def _serve(
     limits: DriverSettings,
     hooks: Hooks,
 ) -> None:
+    """Adds the server to those running once it can be stopped."""
     async with AsyncExitStack() as stack:
         try:
             listeners = await _listen(host, port, unix, settings.backlog)
@@ -229,12 +282,10 @@ async def _serve(
             Driver(store, settings=rooms, limits=limits, hooks=hooks)
         )
         server = Server(driver, listeners, settings=settings)
-        tasks = await stack.enter_async_context(anyio.create_task_group())
-        await tasks.start(_stop_on_signal, server)
+        running.append(server)
         urls = ", ".join(_url(listener, settings.prefix) for listener in listeners)
         click.echo(f"ycore serving on {urls}, storing in {where}")
         await server.serve()
-        tasks.cancel_scope.cancel()
 
 
 async def _listen(host: str, port: int, unix: Path | None, backlog: int) -> Sequence[socket.socket]:
@@ -244,12 +295,16 @@ async def _listen(host: str, port: int, unix: Path | None, backlog: int) -> Sequ
 
 
 async def _stop_on_signal(
-    server: Server, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    signals: AsyncIterator[signal.Signals], running: Sequence[Server], starting: anyio.CancelScope
 ) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for _ in signals:
-            server.stop()
+    """The first stops the server, or what comes before it runs; the next has it hurry."""
+    hurry = False
+    async for _ in signals:
+        if running:
+            running[0].stop(hurry=hurry)
+        else:
+            starting.cancel()
+        hurry = True
 
 
 def _explain(exc: OSError) -> str:
