@@ -4,7 +4,11 @@
  */
 import { createInterface } from 'node:readline'
 import * as Y from 'yjs'
+import { VERSIONS, load, makeHonestSession } from './oracle_honest.mjs'
 import { edit, makeSession } from './oracle_sessions.mjs'
+
+// Yjs says things, too: answers are all that goes to stdout.
+console.log = console.error
 
 const decode = text => new Uint8Array(Buffer.from(text, 'base64'))
 const encode = bytes => Buffer.from(bytes).toString('base64')
@@ -233,6 +237,17 @@ const operations = {
     return { updates: updates.map(encode), classes }
   },
 
+  /** What a server gets in honest sessions, one for each seed (see `makeHonestSession`). */
+  async honest ({ seeds, versions = VERSIONS, ...request }) {
+    await load(versions.includes('yjs') ? versions : [...versions, 'yjs'])
+    return {
+      sessions: seeds.map(seed => {
+        const { frames, ...session } = makeHonestSession({ ...request, versions, seed })
+        return { ...session, frames: frames.map(([client, kind, bytes]) => [client, kind, encode(bytes)]) }
+      })
+    }
+  },
+
   /** What a client does who knows these updates. */
   edit ({ updates, ...request }) {
     return { updates: edit({ updates: updates.map(decode), ...request }).map(encode) }
@@ -259,7 +274,7 @@ for await (const line of createInterface({ input: process.stdin })) {
   let answer
   try {
     const { op, ...request } = JSON.parse(line)
-    answer = operations[op](request)
+    answer = await operations[op](request)
   } catch (error) {
     answer = { error: error.stack }
   }

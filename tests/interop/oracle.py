@@ -23,6 +23,28 @@ class Session:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What one client of a session sends to a server."""
+
+    client: int
+    """Which of the clients."""
+    kind: str
+    """ "u" for an Update, "s" for a SyncStep2, "a" for awareness."""
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class HonestSession:
+    """What a server gets from honest clients, in order."""
+
+    seed: int
+    frames: list[Frame]
+    classes: list[str]
+    versions: list[str]
+    """The Yjs of each client."""
+
+
+@dataclass(frozen=True)
 class View:
     """A document to compare: it got the first `have` of the deliveries, then `updates`."""
 
@@ -85,6 +107,20 @@ class Oracle:
         """A random editing session; options are `clients`, `steps` and `classes`."""
         answer = self.ask({"op": "session", "seed": seed, **options})
         return Session(_decode(answer["updates"]), answer["classes"])
+
+    def honest(self, seeds: Sequence[int], **options: Any) -> list[HonestSession]:
+        """All that honest clients send in a session, for each seed: see `oracle_honest.mjs`.
+        Options are `steps`, `classes` and `versions`."""
+        sessions = self.ask({"op": "honest", "seeds": list(seeds), **options})["sessions"]
+        return [
+            HonestSession(
+                seed,
+                [Frame(client, kind, b64decode(data)) for client, kind, data in made["frames"]],
+                made["classes"],
+                made["versions"],
+            )
+            for seed, made in zip(seeds, sessions, strict=True)
+        ]
 
     def merge(self, groups: Iterable[Iterable[bytes]]) -> list[bytes]:
         """Y.mergeUpdates of each group."""

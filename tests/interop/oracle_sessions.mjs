@@ -8,21 +8,21 @@
 import * as prng from 'lib0/prng'
 import * as Y from 'yjs'
 
-const REMOTE = 'remote'
-const MAX_DEPTH = 4
-const KEYS = ['a', 'b', 'ключ', '🔑']
-const CLIENT_IDS = [0, 1, 2, 63, 64, 127, 128, 300, 2 ** 31 - 1, 2 ** 31, 2 ** 32 - 2, 2 ** 32 - 1]
-const WORDS = [
+export const REMOTE = 'remote'
+export const MAX_DEPTH = 4
+export const KEYS = ['a', 'b', 'ключ', '🔑']
+export const CLIENT_IDS = [0, 1, 2, 63, 64, 127, 128, 300, 2 ** 31 - 1, 2 ** 31, 2 ** 32 - 2, 2 ** 32 - 1]
+export const WORDS = [
   'a', 'word', ' ', 'two words\n', '😀', '👩‍👩‍👧‍👦', 'x😀y', '🇩🇪', '漢字', '日本語の文', '𠮷', 'e\u0301', 'Z͑ͫ̓a̴l',
   'שלום', '\0', '\ufffd', 'long '.repeat(40)
 ]
-const HALVES = ['\ud83d', '\ude00', 'a\ud83d', '\ude00b', '😀😀😀']
-const FORMATS = [
+export const HALVES = ['\ud83d', '\ude00', 'a\ud83d', '\ude00b', '😀😀😀']
+export const FORMATS = [
   { bold: true }, { bold: null }, { italic: true }, { italic: null }, { color: 'red' }, { color: '😀' },
   { link: { href: 'https://example.org/?q=ü' } }, { link: null }, { bold: true, size: 1.5 }
 ]
-const EMBEDS = [{ image: 'a.png' }, { formula: 'ü²', nested: [1, null, { deep: '😀' }] }, {}, { n: -0.5 }]
-const VALUES = [
+export const EMBEDS = [{ image: 'a.png' }, { formula: 'ü²', nested: [1, null, { deep: '😀' }] }, {}, { n: -0.5 }]
+export const VALUES = [
   undefined, null, true, false, 0, -0, 1, -1, 63, 64, -64, 127, 128, 2 ** 31 - 1, 2 ** 31, -(2 ** 31),
   2 ** 53 - 1, -(2 ** 53 - 1), 2 ** 60, 0.5, -1.25, 0.1, 1e300, 5e-324, NaN, Infinity, 0n, -1n, 2n ** 63n - 1n,
   -(2n ** 63n), '', 'text', '😀', 'é'.repeat(70), {}, [], { a: undefined, 'ü': [1n, -0, null] },
@@ -30,13 +30,13 @@ const VALUES = [
 ]
 
 /** In an array Yjs throws on `undefined` and bigints, unless they are nested in something. */
-const listable = value => value !== undefined && typeof value !== 'bigint'
+export const listable = value => value !== undefined && typeof value !== 'bigint'
 
 /** Legacy values: JSON, in which lists and `undefined` may be. */
 const JSON_VALUES = [undefined, null, 'undefined', '😀', 1.5, [1, [2]], { a: { b: null } }]
 
 /** What the seed decides. */
-class Chance {
+export class Chance {
   constructor (seed) { this.generator = prng.create(seed) }
   /** 0 <= number < end */
   below (end) { return prng.int32(this.generator, 0, end - 1) }
@@ -46,7 +46,7 @@ class Chance {
 }
 
 /** All types in the document that are not deleted, with the depth they are at. */
-const liveTypes = doc => {
+export const liveTypes = (Y, doc) => {
   const found = []
   const visit = (type, depth) => {
     found.push({ type, depth })
@@ -60,9 +60,13 @@ const liveTypes = doc => {
   return found
 }
 
-/** One client's hands. Every method is one edit; which of them are used depends on the classes. */
-class Editor {
-  constructor (doc, chance, classes) {
+/**
+ * One client's hands. Every method is one edit; which of them are used depends on the classes. `Y` is
+ * the Yjs that the document is of, 13 of any version.
+ */
+export class Editor {
+  constructor (Y, doc, chance, classes) {
+    this.Y = Y
     this.doc = doc
     this.chance = chance
     this.splits = classes.includes('surrogates')
@@ -74,7 +78,7 @@ class Editor {
   }
 
   find (...kinds) {
-    return this.chance.pick(liveTypes(this.doc).filter(({ type }) => kinds.some(kind => type instanceof kind)))
+    return this.chance.pick(liveTypes(this.Y, this.doc).filter(({ type }) => kinds.some(kind => type instanceof kind)))
   }
 
   /** A place in a text: between whole characters, unless surrogate pairs are to be split. */
@@ -96,29 +100,29 @@ class Editor {
 
   newType (depth) {
     const kinds = [
-      () => new Y.Text(this.words()),
-      () => new Y.Map([['a', this.chance.pick(VALUES)], ['b', depth < MAX_DEPTH ? this.newType(depth + 1) : 0]]),
-      () => Y.Array.from([1, 'two', depth < MAX_DEPTH ? this.newType(depth + 1) : null])
+      () => new this.Y.Text(this.words()),
+      () => new this.Y.Map([['a', this.chance.pick(VALUES)], ['b', depth < MAX_DEPTH ? this.newType(depth + 1) : 0]]),
+      () => this.Y.Array.from([1, 'two', depth < MAX_DEPTH ? this.newType(depth + 1) : null])
     ]
     return this.chance.pick(this.hasXml ? [...kinds, () => this.newXml()] : kinds)()
   }
 
   newXml () {
     return this.chance.pick([
-      () => new Y.XmlElement(this.chance.pick(['p', 'h1', 'emoji😀'])),
-      () => new Y.XmlText(this.words()),
-      () => new Y.XmlHook('hook')
+      () => new this.Y.XmlElement(this.chance.pick(['p', 'h1', 'emoji😀'])),
+      () => new this.Y.XmlText(this.words()),
+      () => new this.Y.XmlHook('hook')
     ])()
   }
 
   writeText () {
-    const { type } = this.find(Y.Text)
+    const { type } = this.find(this.Y.Text)
     type.insert(this.place(type), this.words(), ...this.chance.of(30) ? [this.format()] : [])
   }
 
   /** One transaction a character: what Yjs squashes into one struct again. */
   typeText () {
-    const { type } = this.find(Y.Text)
+    const { type } = this.find(this.Y.Text)
     let at = this.place(type)
     for (const character of this.words().slice(0, 12)) {
       type.insert(at, character)
@@ -132,30 +136,30 @@ class Editor {
   }
 
   deleteText () {
-    const { type } = this.find(Y.Text)
+    const { type } = this.find(this.Y.Text)
     const start = this.place(type)
     this.deleteFrom(type, start, start + this.chance.below(this.chance.of(80) ? 5 : type.length + 1))
   }
 
   formatText () {
-    const { type } = this.find(Y.Text)
+    const { type } = this.find(this.Y.Text)
     const start = this.place(type)
     type.format(start, this.place(type, start) - start, this.format())
   }
 
   embed () {
-    const { type, depth } = this.find(Y.Text)
+    const { type, depth } = this.find(this.Y.Text)
     const embed = depth < MAX_DEPTH && this.chance.of(30) ? this.newType(depth + 1) : this.chance.pick(EMBEDS)
     type.insertEmbed(this.place(type), embed, this.chance.of(30) ? this.format() : {})
   }
 
   put (value) {
-    const { type } = this.find(Y.Map, Y.Array, Y.XmlElement)
-    if (type instanceof Y.Map) {
+    const { type } = this.find(this.Y.Map, this.Y.Array, this.Y.XmlElement)
+    if (type instanceof this.Y.Map) {
       type.set(this.chance.pick(KEYS), value)
-    } else if (type instanceof Y.XmlElement && !(value instanceof Y.AbstractType || value instanceof Y.Doc)) {
+    } else if (type instanceof this.Y.XmlElement && !(value instanceof this.Y.AbstractType || value instanceof this.Y.Doc)) {
       type.setAttribute(this.chance.pick(KEYS), value)
-    } else if (type instanceof Y.Array && listable(value)) {
+    } else if (type instanceof this.Y.Array && listable(value)) {
       type.insert(this.chance.below(type.length + 1), [value])
     }
   }
@@ -165,7 +169,7 @@ class Editor {
   }
 
   putValues () {
-    const { type } = this.find(Y.Array)
+    const { type } = this.find(this.Y.Array)
     const values = VALUES.filter(value => listable(value) && this.chance.of(15))
     type.insert(this.chance.below(type.length + 1), values)
   }
@@ -179,46 +183,46 @@ class Editor {
     if (this.chance.of(30)) options.autoLoad = true
     if (this.chance.of(30)) options.gc = false
     if (this.chance.of(30)) options.meta = this.chance.pick(VALUES.filter(value => value !== undefined))
-    this.put(new Y.Doc(options))
+    this.put(new this.Y.Doc(options))
   }
 
   nest () {
-    const { type, depth } = this.find(Y.Map, Y.Array)
+    const { type, depth } = this.find(this.Y.Map, this.Y.Array)
     if (depth >= MAX_DEPTH) return
     const value = this.newType(depth + 1)
-    if (type instanceof Y.Map) type.set(this.chance.pick(KEYS), value)
+    if (type instanceof this.Y.Map) type.set(this.chance.pick(KEYS), value)
     else type.insert(this.chance.below(type.length + 1), [value])
   }
 
   deleteSomething () {
-    const { type } = this.find(Y.Map, Y.Array, Y.XmlFragment)
-    if (type instanceof Y.Map) return type.delete(this.chance.pick(KEYS))
+    const { type } = this.find(this.Y.Map, this.Y.Array, this.Y.XmlFragment)
+    if (type instanceof this.Y.Map) return type.delete(this.chance.pick(KEYS))
     const start = this.chance.below(type.length + 1)
     this.deleteFrom(type, start, start + 1 + this.chance.below(3))
   }
 
   nestXml () {
-    const { type, depth } = this.find(Y.XmlFragment)
+    const { type, depth } = this.find(this.Y.XmlFragment)
     if (depth < MAX_DEPTH) type.insert(this.chance.below(type.length + 1), [this.newXml()])
   }
 
   setAttribute () {
-    const { type } = this.find(Y.XmlElement, Y.XmlText, Y.XmlFragment)
-    if (!(type instanceof Y.XmlElement || type instanceof Y.XmlText)) return
+    const { type } = this.find(this.Y.XmlElement, this.Y.XmlText, this.Y.XmlFragment)
+    if (!(type instanceof this.Y.XmlElement || type instanceof this.Y.XmlText)) return
     if (this.chance.of(70)) type.setAttribute(this.chance.pick(KEYS), this.words())
     else type.removeAttribute(this.chance.pick(KEYS))
   }
 
   /** ContentJSON: only Yjs before 13.0 wrote it, so there is no API for it any more. */
   putJson () {
-    const { type } = this.find(Y.Array)
+    const { type } = this.find(this.Y.Array)
     this.doc.transact(transaction => {
       let left = null
       for (let item = type._start; item !== null && this.chance.of(70); item = item.right) left = item
       const right = left === null ? type._start : left.right
-      const id = Y.createID(this.doc.clientID, Y.getState(this.doc.store, this.doc.clientID))
-      const content = new Y.ContentJSON(Array.from({ length: 1 + this.chance.below(4) }, () => this.chance.pick(JSON_VALUES)))
-      new Y.Item(id, left, left && left.lastId, right, right && right.id, type, null, content).integrate(transaction, 0)
+      const id = this.Y.createID(this.doc.clientID, this.Y.getState(this.doc.store, this.doc.clientID))
+      const content = new this.Y.ContentJSON(Array.from({ length: 1 + this.chance.below(4) }, () => this.chance.pick(JSON_VALUES)))
+      new this.Y.Item(id, left, left && left.lastId, right, right && right.id, type, null, content).integrate(transaction, 0)
       type._searchMarker.length = 0 // Yjs's cache of positions, which its own insert would have moved
     })
   }
@@ -228,7 +232,7 @@ class Editor {
 }
 
 /** Which edits a class of features brings; the same one twice is twice as likely. */
-const EDITS = {
+export const EDITS = {
   text: ['writeText', 'typeText', 'typeText', 'deleteText', 'formatText'],
   surrogates: ['writeText', 'typeText', 'deleteText', 'deleteText'],
   nested: ['nest', 'nest', 'putValue', 'writeText', 'deleteText', 'deleteSomething', 'deleteSomething'],
@@ -245,7 +249,7 @@ const EDITS = {
 }
 
 /** Some of the classes of features, as a session has them by default. */
-const someClasses = chance => {
+export const someClasses = chance => {
   const classes = Object.keys(EDITS)
   return Array.from({ length: 2 + chance.below(5) }, () => chance.take(classes))
 }
@@ -265,7 +269,7 @@ export const makeSession = ({ seed, clients = 4, steps, classes }) => {
   const peers = Array.from({ length: clients }, () => {
     const doc = new Y.Doc({ gc: !classes.includes('gc') || chance.of(50) })
     doc.clientID = chance.of(50) ? chance.take(ids) : 1000 + chance.below(2 ** 31 - 2000)
-    const peer = { doc, editor: new Editor(doc, chance, classes), toServer: [], toPeers: [] }
+    const peer = { doc, editor: new Editor(Y, doc, chance, classes), toServer: [], toPeers: [] }
     doc.on('update', (update, origin) => {
       if (origin === REMOTE) return
       made.push(update)
@@ -313,7 +317,7 @@ export const edit = ({ updates, client, seed, edits }) => {
   updates.forEach(update => Y.applyUpdate(doc, update, REMOTE))
   doc.clientID = client // not before: Yjs takes another if its own edits come back
   const classes = ['text', 'nested', 'xml', 'embeds', 'binary', 'values']
-  const editor = new Editor(doc, chance, classes)
+  const editor = new Editor(Y, doc, chance, classes)
   const made = []
   doc.on('update', update => made.push(update))
   const kinds = classes.flatMap(name => EDITS[name])
