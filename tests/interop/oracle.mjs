@@ -258,6 +258,27 @@ const operations = {
     return { updates: groups.map(group => encode(Y.mergeUpdates(group.map(decode)))) }
   },
 
+  /**
+   * What clients send that got these updates, which need not be all that there is before them: their
+   * whole state, structs that wait for others included. It keeps what is deleted.
+   */
+  states ({ groups }) {
+    return { updates: groups.map(group => encode(Y.encodeStateAsUpdate(docOf(group.map(decode), false)))) }
+  },
+
+  /** Y.diffUpdate of each merged group, for one who has all groups before it. */
+  diffs ({ groups }) {
+    const doc = new Y.Doc({ gc: false })
+    return {
+      updates: groups.map(group => {
+        const merged = Y.mergeUpdates(group.map(decode))
+        const diff = Y.diffUpdate(merged, Y.encodeStateVector(doc))
+        Y.applyUpdate(doc, merged)
+        return encode(diff)
+      })
+    }
+  },
+
   /** The state vectors of a document that got the first `at` of the deliveries, for each `at`. */
   state_vectors ({ deliveries, at }) {
     const doc = new Y.Doc()

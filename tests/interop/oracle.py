@@ -124,7 +124,18 @@ class Oracle:
 
     def merge(self, groups: Iterable[Iterable[bytes]]) -> list[bytes]:
         """Y.mergeUpdates of each group."""
-        return _decode(self.ask({"op": "merge", "groups": list(map(_encode, groups))})["updates"])
+        return self._put_together("merge", groups)
+
+    def diffs(self, groups: Iterable[Iterable[bytes]]) -> list[bytes]:
+        """Y.diffUpdate of each merged group, for one who has all groups before it."""
+        return self._put_together("diffs", groups)
+
+    def states(self, groups: Iterable[Iterable[bytes]]) -> list[bytes]:
+        """The states of clients that got one group each, with what waits in them for others."""
+        return self._put_together("states", groups)
+
+    def _put_together(self, how: str, groups: Iterable[Iterable[bytes]]) -> list[bytes]:
+        return _decode(self.ask({"op": how, "groups": list(map(_encode, groups))})["updates"])
 
     def state_vectors(self, deliveries: Iterable[bytes], at: Sequence[int]) -> list[bytes]:
         """The state vectors of a document that got the first so many deliveries."""

@@ -108,7 +108,10 @@ class Editor14 {
   redo () { this.history.redo() }
 }
 
-/** What these write of a hook lacks its name, so that no engine can read it, themselves included. */
+/**
+ * Of a hook these write what is no type, so that no engine can read it, themselves included: nobody
+ * makes one in their company.
+ */
 const WITHOUT_HOOKS = ['yjs-13.0', 'yjs-13.2']
 class EditorWithoutHooks extends Editor {
   newXml () {
@@ -116,7 +119,6 @@ class EditorWithoutHooks extends Editor {
     return made instanceof this.Y.XmlHook ? new this.Y.XmlText(this.words()) : made
   }
 }
-const editorOf = version => version === '@y/y' ? Editor14 : WITHOUT_HOOKS.includes(version) ? EditorWithoutHooks : Editor
 
 const STATES = [
   {}, { user: { name: 'Ada 😀', color: '#ff0000' } }, { cursor: null }, { half: '\ud83d' }, { n: 1e300, m: -0.5 },
@@ -142,7 +144,8 @@ class Peer {
     this.doc = doc
     doc.clientID = ids.length > 0 && chance.of(50) ? chance.take(ids) : 1000 + chance.below(2 ** 31 - 2000)
     this.id = doc.clientID
-    this.editor = new (editorOf(this.version))(this.Y, doc, chance, classes)
+    const kind = this.version === '@y/y' ? Editor14 : this.session.hooks ? Editor : EditorWithoutHooks
+    this.editor = new kind(this.Y, doc, chance, classes)
     this.queue = []
     // Some keep a document in step with a second tab, and send what they hear from there, too.
     const forwards = chance.of(15)
@@ -219,8 +222,8 @@ class Peer {
       update = this.try(() => this.Y.convertUpdateFormatV2ToV1(this.Y.convertUpdateFormatV1ToV2(update)))
     }
     if (update !== undefined && chance.of(40) && 'intersectUpdateWithContentIds' in this.Y) {
-      const ids = this.Y.createContentIdsFromUpdate(chance.pick(made))
-      update = this.try(() => this.Y.intersectUpdateWithContentIds(update, ids))
+      const other = chance.pick(made)
+      update = this.try(() => this.Y.intersectUpdateWithContentIds(update, this.Y.createContentIdsFromUpdate(other)))
     }
     this.tell(chance.pick(['u', 's']), update)
   }
@@ -266,8 +269,10 @@ class HonestSession {
     this.edits = this.classes.flatMap(name => EDITS[name])
     this.ids = [...CLIENT_IDS]
     Object.assign(this, { peers: [], frames: [], made: [], threw: {} })
-    const one = chance.of(50) ? [chance.pick(versions)] : versions
-    for (let n = 2 + chance.below(3); n > 0; n--) this.peers.push(new Peer(this, chance.pick(one)))
+    const some = chance.of(50) ? [chance.pick(versions)] : versions
+    const clients = Array.from({ length: 2 + chance.below(3) }, () => chance.pick(some))
+    this.hooks = !clients.some(version => WITHOUT_HOOKS.includes(version))
+    clients.forEach(version => this.peers.push(new Peer(this, version)))
     try {
       this.run(steps ?? 20 + chance.below(40))
     } finally {
@@ -303,7 +308,10 @@ class HonestSession {
     if (chance.of(2) && frames.length > 0) { // somebody else's document, made unreadable for a report
       const updates = frames.filter(([, kind]) => kind !== 'a').map(([, , bytes]) => bytes)
       const Y = modules.get('yjs')
-      if (updates.length > 0) this.frames = [[0, 'u', Y.obfuscateUpdate(Y.mergeUpdates(updates))]]
+      if (updates.length > 0) {
+        this.frames = []
+        this.peers[0].tell('u', this.peers[0].try(() => Y.obfuscateUpdate(Y.mergeUpdates(updates))))
+      }
       return
     }
     const how = chance.below(10)
