@@ -135,7 +135,7 @@ class Peer {
     session.peers.forEach(peer => peer.links.push([]))
     this.links.push(null)
     this.awareness = null
-    this.open(new this.Y.Doc({ gc: !session.classes.includes('gc') || session.chance.of(50) }))
+    this.open(new this.Y.Doc({ guid: 'doc', gc: !session.classes.includes('gc') || session.chance.of(50) }))
   }
 
   /** Go on with another document, as a page does that was loaded again. */
@@ -177,6 +177,18 @@ class Peer {
     const edit = () => this.try(() => this.editor[chance.pick(edits)]())
     if (chance.of(80)) edit()
     else this.doc.transact(() => { edit(); edit(); edit() })
+  }
+
+  /** So much in one go that a server reads it in steps: what was made offline, or was imported. */
+  work (chance) {
+    const [text, map] = this.editor.roots
+    const set = map instanceof (this.Y.Map ?? Object) && 'set' in map ? map.set : map.setAttr
+    this.doc.transact(() => {
+      for (let n = 0; n < 700; n++) {
+        set.call(map, chance.pick(KEYS), n)
+        text.insert(0, chance.pick(WORDS).slice(0, 2))
+      }
+    })
   }
 
   hear (chance) {
@@ -245,7 +257,7 @@ class Peer {
   /** The page is loaded again: what was kept is what the document said of itself. */
   reload (chance) {
     const state = this.try(() => this.Y.encodeStateAsUpdate(this.doc))
-    this.open(new this.Y.Doc({ gc: this.doc.gc }))
+    this.open(new this.Y.Doc({ guid: 'doc', gc: this.doc.gc }))
     if (state !== undefined) this.apply(state)
     if (chance.of(50)) this.sync(chance, this)
   }
@@ -274,7 +286,7 @@ class HonestSession {
     this.hooks = !clients.some(version => WITHOUT_HOOKS.includes(version))
     clients.forEach(version => this.peers.push(new Peer(this, version)))
     try {
-      this.run(steps ?? 20 + chance.below(40))
+      this.run(steps ?? 8 + chance.below(32))
     } finally {
       this.peers.forEach(peer => peer.awareness.destroy()) // it has a timer
     }
@@ -286,8 +298,10 @@ class HonestSession {
   run (steps) {
     const { chance, peers, classes, made } = this
     const restores = classes.includes('gc')
+    const workAt = chance.of(3) ? chance.below(steps) : -1
     for (let step = 0; step < steps; step++) {
       chance.pick(peers).edit()
+      if (step === workAt) chance.pick(peers).work(chance)
       for (let i = chance.below(4); i > 0; i--) chance.pick(peers).hear(chance)
       chance.pick(peers).send(chance)
       if (chance.of(8)) chance.pick(peers).sync(chance, chance.pick(peers))
