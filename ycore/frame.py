@@ -8,7 +8,6 @@ gives others a turn in between, until `Frame.done`.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from .awareness import AwarenessEntry, decode_awareness_steps
@@ -29,10 +28,9 @@ from .updates import (
     decode_state_vector_steps,
     parse_update_steps,
     parts_of,
-    undeleted_value,
 )
 
-__all__ = ["Attached", "Content", "Frame"]
+__all__ = ["Content", "Frame"]
 
 _MAX_MESSAGES: Final = 1000
 """How many messages one frame may hold. Clients put one into each, y-websocket 4 a few."""
@@ -40,16 +38,8 @@ _MAX_MESSAGES: Final = 1000
 _UPDATES: Final = (Update, SyncStep2)
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """The update that comes next is long: do the items fit that are attached to others?"""
-
-    update: ParsedUpdate
-
-
 Content: TypeAlias = (
     ParsedUpdate
-    | Attached
     | dict[int, int]
     | list[AwarenessEntry]
     | QueryAwareness
@@ -57,7 +47,7 @@ Content: TypeAlias = (
     | Steps[list[Any]]
 )
 """What a message says, ready to act on. The dict is a state vector, which asks for an answer; the
-steps are that answer under way, and give its effects."""
+steps are that answer under way, or an update that is not settled yet, and give their effects."""
 
 
 class Frame:
@@ -104,11 +94,6 @@ def _read(data: bytes, settings: Settings) -> Steps[deque[Content]]:
             raise RemoteProtocolError(reason, CloseCode.MESSAGE_TOO_BIG)
         if isinstance(message, _UPDATES):
             update = yield from parse_update_steps(message.update, limits)
-            if (value := undeleted_value(update)) is not None:
-                reason = f"the value {value} of a key is longer than one and not deleted"
-                raise RemoteProtocolError(reason)
-            if update.keyless and update.is_long:
-                contents.append(Attached(update))
             contents.extend(parts_of(update))
         elif isinstance(message, SyncStep1):
             clocks = yield from decode_state_vector_steps(message.state_vector, limits)

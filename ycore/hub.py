@@ -118,6 +118,7 @@ class Hub:
         if (
             room.idle_since is None
             or room.state is not State.OPEN
+            or room.has_unsent
             or self._unloading.get(room) == room.joins
         ):
             return None

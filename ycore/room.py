@@ -33,12 +33,12 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .awareness import Awareness, AwarenessEntry, encode_awareness
 from .effects import AwarenessChanged, Close, CustomMessage, Effect, Persist, Probe, Send
 from .errors import CloseCode, LocalProtocolError, RemoteProtocolError
-from .frame import Attached, Frame
+from .frame import Frame
 from .messages import (
     AwarenessUpdate,
     Custom,
@@ -48,8 +48,8 @@ from .messages import (
     Update,
 )
 from .settings import Settings
-from .steps import STEP, Steps
-from .updates import ParsedUpdate, StructStore, collect
+from .steps import Steps, finish
+from .updates import ParsedUpdate, StructStore
 
 __all__ = ["Member", "Room", "State"]
 
@@ -81,7 +81,7 @@ class Member:
         """The awareness ids it owns, with the clock it last announced for each. The first one is
         its own; further ones it may be passing on for others."""
         self._asks_until = -inf
-        """When it will have asked no more than it may, if it asks nothing until then."""
+        """When it will have been given no more answers than it may, if it asks nothing before."""
         self._waiting: list[Frame] = []
         """Frames that came while the room was loading."""
         self._waiting_bytes = 0
@@ -108,8 +108,6 @@ class Counters:
     """Messages of types that nobody registered."""
     refused_updates: int = 0
     """Updates of read-only members."""
-    misfits: int = 0
-    """Items that hid the key they inherit: they were taken for garbage."""
     refused_awareness: int = 0
     """Awareness entries for ids that belong to somebody else."""
 
@@ -121,8 +119,14 @@ _MAX_CLOCK: Final = 2**52
 """The highest awareness clock a member may announce: far above what anyone counts up to, and far
 enough below the highest that can be written that a room can count on from it."""
 
-_QUESTIONS_AT_ONCE: Final = 10
-"""How often a member may ask at once that asked nothing for a while."""
+_ANSWERS_AHEAD: Final = 10.0
+"""For how many seconds a member may have been given answers in advance."""
+
+_LEAST_ANSWER: Final = 16 * 1024
+"""As how many bytes any answer counts at least, for the work of giving it..."""
+
+_ANSWER_PER_AUTHOR: Final = 64
+"""... and besides, for each author of the document, whose structs have to be looked at."""
 
 _SNAPSHOT_KEPT: Final = 5.0
 """For how many seconds at least the whole document, encoded, is kept for more who ask for it. Those
@@ -153,6 +157,14 @@ class _Stalled:
     """Why edits were refused meanwhile."""
     asked: bool = False
     """Whether it has sent a SyncStep1 since, or still waits for the answer to one."""
+
+
+class _Unsent(NamedTuple):
+    """An update that was added, and that nobody may be shown yet."""
+
+    member: Member
+    update: ParsedUpdate
+    new: bytes | None
 
 
 class _Snapshot:
@@ -233,6 +245,8 @@ class Room:
         """The frame that shows who is here, and as of which `Awareness.changes`."""
         self._owners: dict[int, Member] = {}
         """Awareness id -> the member that owns it."""
+        self._unsent: list[_Unsent] = []
+        """Updates that are too long to be settled at once: see `_flush_steps`."""
         self._snapshot: _Snapshot | None = None
         self._keepalive_at: float | None = None
         self.joins = 0
@@ -344,10 +358,9 @@ class Room:
         if contents:
             content = contents[0]
             if isinstance(content, ParsedUpdate):
-                self._take_update(member, content, now, effects)
-            elif isinstance(content, Attached):
-                contents[0] = self._check_attached(member, content.update, now)
-                return self._receive(member, frame, now)
+                if not self._take_update(member, content, now, effects):
+                    contents[0] = self._flush_steps()
+                    return effects
             elif isinstance(content, list):
                 self._take_awareness(member, content, now, effects)
             elif isinstance(content, Custom):
@@ -360,9 +373,7 @@ class Room:
                 else:
                     return []
             else:
-                interval = self.settings.answer_interval
-                member._asks_until = max(member._asks_until, now) + interval
-                if member._asks_until > now + _QUESTIONS_AT_ONCE * interval:
+                if member._asks_until > now + _ANSWERS_AHEAD:
                     frame.done = True
                     reason = "asks for the whole document or awareness too often"
                     return self._dismiss(member, CloseCode.POLICY_VIOLATION, reason, now)
@@ -370,6 +381,7 @@ class Room:
                     contents[0] = self._answer(member, content, now)
                     return self._receive(member, frame, now)
                 self._send_all_awareness(member, effects)
+                self._charge(member, sum(len(e.frame) for e in effects if isinstance(e, Send)), now)
             contents.popleft()
         frame.done = not contents
         return effects
@@ -402,6 +414,7 @@ class Room:
         self._audience_changed()
         self._owners.clear()
         self._everyone = 0, b""
+        self._unsent.clear()
         self._snapshot = None
         self._keepalive_at = None
         self.idle_since = now
@@ -457,18 +470,18 @@ class Room:
         was, and this does nothing.
         """
         if self.state is State.OPEN and self._is_in(member) and member not in self._stalled:
-            self._stalled[member] = _Stalled(
-                now, self.store.state_vector(), list(self.awareness.states)
-            )
+            # What was not sent to anyone yet does not reach it either.
+            clocks = {} if self._unsent else self.store.state_vector()
+            self._stalled[member] = _Stalled(now, clocks, list(self.awareness.states))
             self._audience_changed()
 
     def resume(self, member: Member) -> list[Effect]:
         """A stalled member has taken all that was sent to it: bring it level in one step."""
         if not self._is_in(member) or member not in self._stalled:
             return []
+        effects = finish(self._flush_steps())
         stalled = self._stalled.pop(member)
         self._audience_changed()
-        effects: list[Effect] = []
         if stalled.denied is not None:
             effects.append(Send(PermissionDenied(stalled.denied).encode(), (member,)))
         if member.synced:
@@ -493,6 +506,8 @@ class Room:
     def handle_timeout(self, *, now: float) -> list[Effect]:
         """Do what is due by `now`; too early, nothing."""
         effects = self._tell_awareness(self.awareness.handle_timeout(now))
+        if self._unsent and not self.store.settle():  # whoever sent it has left
+            effects += self._announce_unsent()
         for member, stalled in list(self._stalled.items()):
             if now >= stalled.since + self.settings.stall_timeout:
                 reason = f"too slow for {self.settings.stall_timeout:g} s"
@@ -534,21 +549,6 @@ class Room:
         else:
             self.counters.unknown_messages += 1
 
-    # An item that hides the key it inherits would get around the check of long values. Mostly it is
-    # an attack; but it may be honest, if its neighbour's id was stolen, by an attacker who was
-    # first. So in what a person types just that item is taken for garbage, which hurts nobody else.
-
-    def _check_attached(
-        self, member: Member, update: ParsedUpdate, now: float
-    ) -> Steps[list[Effect]]:
-        for done in range(0, len(update.keyless), STEP):
-            if self.store.misfits(update, done, done + STEP):
-                self.counters.bad_frames += 1
-                reason = "an item has no key, but is attached to one that has"
-                return self._dismiss(member, CloseCode.INVALID_PAYLOAD, reason, now)
-            yield
-        return []
-
     def _answer(self, member: Member, clocks: dict[int, int], now: float) -> Steps[list[Effect]]:
         """A SyncStep1: what does the member lack who has the structs below these clocks?
 
@@ -557,13 +557,23 @@ class Room:
         if not member.synced:
             member.synced = True
             self._audience_changed()
+        frames: list[bytes] = []
         if member not in self._stalled:
             frames = yield from self._frames_for(clocks, now)
-            if member not in self._stalled:
-                return [Send(frame, (member,)) for frame in frames]
-        stalled = self._stalled[member]
-        stalled.clocks, stalled.asked = clocks, True
-        return []
+            self._charge(member, sum(map(len, frames)), now)
+        # The answer may hold a part of what nobody may be shown yet.
+        effects = yield from self._flush_steps()
+        stalled = self._stalled.get(member)
+        if stalled is not None:
+            stalled.clocks, stalled.asked = clocks, True
+        else:
+            effects += [Send(frame, (member,)) for frame in frames]
+        return effects
+
+    def _charge(self, member: Member, size: int, now: float) -> None:
+        """A member was given an answer of so many bytes."""
+        cost = max(size, _LEAST_ANSWER) + _ANSWER_PER_AUTHOR * self.store.authors
+        member._asks_until = max(member._asks_until, now) + cost / self.settings.answer_bytes
 
     def _frames_for(self, clocks: dict[int, int], now: float) -> Steps[list[bytes]]:
         if clocks:
@@ -576,8 +586,9 @@ class Room:
 
     def _take_update(
         self, member: Member, update: ParsedUpdate, now: float, effects: list[Effect]
-    ) -> None:
-        """An edit, or the offline edits of a SyncStep2: they differ in nothing here."""
+    ) -> bool:
+        """An edit, or the offline edits of a SyncStep2: they differ in nothing here. Returns
+        whether that was all; otherwise the rest is for `_flush_steps`."""
         why = _READ_ONLY if member.read_only else self.read_only
         if why is not None:
             # The answer to our SyncStep1 repeats what it knows; that is no edit.
@@ -588,33 +599,70 @@ class Room:
                     self._stalled[member].denied = reason
                 else:
                     effects.append(Send(PermissionDenied(reason).encode(), (member,)))
-            return
+            return True
         limit = self.settings.max_document_bytes
-        if self.store.size > limit and not self.store.knows(update):
+        if self.store.size > limit and not self.store.knows_structs(update):
             self.counters.refused_updates += 1
             reason = f"the document is full: it takes more than {limit} bytes"
             effects += self._dismiss(member, CloseCode.DOCUMENT_FULL, reason, now)
-            return
-        if len(update.keyless) > 0 and not update.is_long:  # otherwise it was looked at before
-            misfits = self.store.misfits(update, 0, STEP)
-            if misfits:
-                self.counters.misfits += len(misfits)
-                update = collect(update, misfits)
+            return True
         new = self.store.add(update)
-        author: Member | None = member
+        # What is known already may be one of those that are not stored yet.
+        if self.store.is_settled(update) and (new is not None or not self._unsent):
+            self._announce(member, update, new, effects)
+            return True
+        self._unsent.append(_Unsent(member, update, new))
+        return False
+
+    def _announce(
+        self, member: Member, update: ParsedUpdate, new: bytes | None, effects: list[Effect]
+    ) -> None:
+        """An update was added: have stored what was new, and tell everyone."""
+        own = self.store.own_deletes()
+        if own is not None:
+            effects.append(Persist(own, member))
+            self._show(own, None, effects)
         if new is not None:
             effects.append(Persist(new, member))
+        author: Member | None = member
         if self.settings.acknowledge and member.synced and member not in self._stalled:
             if new is update.data:
                 author = None  # it hears what all hear
-            elif update.sections or update.deletes:
+            elif (update.sections or update.deletes) and member in self._members:
                 # Of what was known some may be on its way into the store: then this waits too.
                 effects.append(Send(Update(update.data).encode(), (member,)))
         if new is not None:
-            frame = Update(new).encode()
-            self._broadcast(frame, self._who_is_synced(), author, effects)
-            if self._snapshot is not None and not self._snapshot.add(frame):
-                self._snapshot = None
+            self._show(new, author, effects)
+
+    def _show(self, new: bytes, author: Member | None, effects: list[Effect]) -> None:
+        """Send what was new to everyone but its author."""
+        frame = Update(new).encode()
+        self._broadcast(frame, self._who_is_synced(), author, effects)
+        if self._snapshot is not None and not self._snapshot.add(frame):
+            self._snapshot = None
+
+    # A client throws on what the store has not settled yet, if it was made by an attacker (see
+    # `StructStore`). So a long update is settled first, step by step, and stored and shown after
+    # that. Whoever sent it may leave meanwhile, and then whoever comes next does the rest: somebody
+    # with another such update, or who asks for the document, or `handle_timeout`.
+
+    def _flush_steps(self) -> Steps[list[Effect]]:
+        """Settle all there is, and have stored and shown what was waiting for that."""
+        while self.store.settle():
+            yield
+        return self._announce_unsent()
+
+    def _announce_unsent(self) -> list[Effect]:
+        effects: list[Effect] = []
+        unsent, self._unsent = self._unsent, []
+        for member, update, new in unsent:
+            self._announce(member, update, new, effects)
+        return effects
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether there are updates that were not stored and shown yet."""
+        return bool(self._unsent)
 
     # -- awareness
     #

@@ -25,9 +25,11 @@ class Settings:
     idle_timeout: float = 30.0
     """How long a room without members stays in memory: long enough to sit out a page reload."""
 
-    answer_interval: float = 1.0
-    """How often a member may ask for the document, or for everyone's awareness, in the long run: a
-    few bytes, which cost much more to answer. Who asks ten times more in a row is closed (1008)."""
+    answer_bytes: int = 8 * 2**20
+    """How many bytes of answers a member may ask for per second in the long run: a question takes a
+    few bytes, and its answer is all that the member lacks of the document, or everyone's awareness.
+    A short answer counts as 16 KB, and each author of the document as 64 bytes. Who is ten seconds
+    ahead of that is closed (1008)."""
 
     acknowledge: bool = False
     """Whether an author gets its own updates back once they are stored. The sync status of
@@ -103,8 +105,8 @@ class ProviderSettings:
     """A server from which nothing came for so long, pongs included, is given up as dead."""
 
     ask_interval: float = 1.0
-    """How often the server is asked for the sake of `flush`, in the long run. ycore's closes the
-    connection of who asks more often for long (`Settings.answer_interval`)."""
+    """How often the server is asked for the sake of `flush`, in the long run: each answer costs it
+    something (`Settings.answer_bytes`)."""
 
     def __post_init__(self) -> None:
         if self.silence_timeout <= self.ping_interval:

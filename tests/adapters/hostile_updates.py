@@ -84,13 +84,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "a client without ranges": (deletes("010700"), "declares 0 delete ranges"),
     "a range too many": (deletes("0107020001"), "declares 2 delete ranges"),
     "a client with deletes too many": (deletes("0207010001"), "past the end"),
-    # zero lengths
-    "empty GC": (one(gc(0)), "no length"),
-    "empty Skip": (one(skip(0)), "no length"),
-    "empty Deleted": (one(item(deleted(0))), "no length"),
-    "empty text": (bytes.fromhex("01010100040101740000"), "no length"),
-    "no values": (one(item(anys())), "no length"),
-    "no JSON values": (one(item(json())), "no length"),
+    # zero lengths, but for those of structs: these may be honest
     "empty delete range": (bytes.fromhex("000105010300"), "empty"),
     # info bits, kinds
     "info bit 0x10": (bytes.fromhex("0101010014010174016100"), "info byte 0x14"),
@@ -264,6 +258,12 @@ ACCEPTED: dict[str, list[bytes]] = {
     "NUL in a name": [one(item(text("a"), parent="\x00", key="\x00"))],
     "names that JavaScript has": [one(item(text("a"), parent="__proto__", key="constructor"))],
     "empty names": [one(item(text("a"), parent="", key=""))],
+    "an item between one and the same": [
+        one(item(text("a"), origin=UNKNOWN_ID, right=UNKNOWN_ID)),
+    ],
+    "a value that does not say that it is one": [
+        update({(7, 0): [item(anys(1), key="k"), item(anys(2), origin=(7, 0))]}),
+    ],
     "1 MB of text": [one(item(text("x" * 2**20)))],
     "1,000 holes": [update({(7, 0): [gc(1), skip(1)] * 1000})],
     "1,000 clients": [authors(1000)],
@@ -273,6 +273,12 @@ IGNORED: dict[str, bytes] = {
     "nothing": b"\x00\x00",
     "nothing, in overlong numbers": b"\x80\x00\x80\x80\x00",
     "only a Skip": one(skip(5)),
+    "empty GC": one(gc(0)),
+    "empty Skip": one(skip(0)),
+    "empty Deleted": one(item(deleted(0))),
+    "empty text": bytes.fromhex("01010100040101740000"),
+    "no values": one(item(anys())),
+    "no JSON values": one(item(json())),
 }
 
 BIG: dict[str, bytes] = {

@@ -791,7 +791,7 @@ async def test_answers_that_wait_behind_the_store_count_too() -> None:
     """A few bytes ask for the whole document: asking again and again must not fill the memory."""
     store = ScriptedStore()
     limits = DriverSettings(max_backlog_bytes=100_000)
-    settings = Settings(answer_interval=0)
+    settings = Settings(answer_bytes=2**60)
     async with Driver(store, limits=limits, settings=settings) as driver:
         a = Client(driver)
         await a.say(edit(1, 0, bytes(50_000)))

@@ -456,8 +456,8 @@ SHAPES: dict[str, tuple[Act, Outcome]] = {
     # To come, once the server can be told lower limits: a member, or a room, too many (1013).
     "never reads pongs": (then_reset(frame(0x89, b"x" * 125) * 5000), vanished),
     "edits, and is gone": (then_reset(message(NOTHING) * 5000), vanished),
-    "asks for the document 500 times": (raw(message(ASK_ALL) * 500), closed(1008, "too often")),
-    "asks who is here 500 times": (raw(message(b"\x03") * 500), closed(1008, "too often")),
+    "asks for the document 6,000 times": (raw(message(ASK_ALL) * 6000), closed(1008, "too often")),
+    "asks who is here 6,000 times": (raw(message(b"\x03") * 6000), closed(1008, "too often")),
     "asks for the document 500 times, and is gone": (then_reset(message(ASK_ALL) * 500), vanished),
     "asks who is here 500 times, and is gone": (then_reset(message(b"\x03") * 500), vanished),
 }

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+from random import Random
+from unittest.mock import patch
+
 import pytest
 from build import (
     Id,
@@ -30,7 +34,7 @@ from ycore import (
     merge_updates,
 )
 from ycore.steps import Steps, finish
-from ycore.updates import decode_state_vector, encode_state_vector, parse_update
+from ycore.updates import HeldBack, decode_state_vector, encode_state_vector, parse_update
 from ycore.updates._runs import run_of
 
 EMPTY = bytes.fromhex("0000")
@@ -124,7 +128,7 @@ def test_new_is_the_update_itself_and_known_is_none() -> None:
 def test_malformed_changes_nothing() -> None:
     store = filled(update({(1, 0): [gc(1)]}))
     with pytest.raises(RemoteProtocolError):
-        store.add(update({(2, 0): [gc(1)], (1, 1): [gc(0)]}))
+        store.add(update({(2, 0): [gc(1)], (1, 1): [b"\x0b\x01"]}))
     assert store.encode() == update({(1, 0): [gc(1)]})
 
 
@@ -305,7 +309,6 @@ NOT_SQUASHED = [
     ([item(type_(2))], [item(text("b"), origin=(1, 0))]),
     ([item(doc("g", {}))], [item(doc("h", {}), origin=(1, 0))]),
     ([item(anys(1), key="k")], [item(anys(2), origin=(1, 0), key="k")]),  # values of a key
-    ([item(anys(1))], [item(anys(2), origin=(1, 0), key="k")]),
 ]
 
 
@@ -529,11 +532,195 @@ def test_many_holes_cost_no_more_than_they_take_to_say() -> None:
     assert explode(store.encode()).structs <= 4
 
 
-def test_items_that_hide_the_key_of_another_in_their_own_update() -> None:
-    structs = [item(text("ab")), item(text("c"), origin=(1, 1))]
-    keyed = [item(anys(1), parent="m", key="k"), item(anys(2), origin=(1, 3))]
-    parsed = parse_update(update({(1, 0): structs}))
-    assert StructStore().misfits(parsed, 0, 9) == []
-    parsed = parse_update(update({(1, 0): structs + keyed}))
-    section = parsed.sections[0]
-    assert StructStore().misfits(parsed, 0, 9) == [section.begin + section.offsets[3]]
+# ---- settling: whose key an item has
+
+
+V = anys(0)
+KEYED = {
+    # What is attached, however indirectly, to an item that names its key.
+    "to the origin": [(1, item(V, key="k")), (2, item(V, origin=(1, 0), key="k"))],
+    "to the right origin": [(1, item(V, key="k")), (2, item(V, right=(1, 0), key="k"))],
+    "one's own": [(1, item(V, key="k")), (1, item(V, origin=(1, 0), key="k"))],
+    "in a chain": [
+        (3, item(V, key="k")),
+        (2, item(V, origin=(3, 0), key="k")),
+        (4, item(V, origin=(2, 0), right=(3, 0), key="k")),
+        (1, item(V, right=(4, 0), key="k")),
+    ],
+    "the origin counts": [
+        (1, item(V, key="k")),
+        (2, item(V)),
+        (3, item(V, origin=(1, 0), right=(2, 0), key="k")),
+        (4, item(V, origin=(2, 0), right=(1, 0))),
+    ],
+    "not to collected ones": [(1, gc(2)), (2, item(V, origin=(1, 1)))],
+    "in a type": [
+        (1, item(type_(1))),
+        (2, item(V, parent=(1, 0), key="k")),
+        (2, item(V, origin=(2, 0), key="k")),
+        (1, item(text("ab"), parent=(1, 0))),
+        (1, item(text("cd"), origin=(1, 1))),
+    ],
+    "in texts": [
+        (1, item(text("ab"))),
+        (1, item(text("cd"), origin=(1, 0), right=(1, 1))),
+        (2, item(text("ef"), origin=(1, 3))),
+        (3, item(V, key="k")),
+    ],
+}
+
+
+def spread(
+    structs: list[tuple[int, bytes]],
+) -> tuple[list[bytes], dict[tuple[int, int], list[bytes]]]:
+    """An update for each struct, and all as one client's after the other."""
+    ends: dict[int, int] = {}
+    updates = []
+    sections: dict[tuple[int, int], list[bytes]] = {}
+    for client, struct in structs:
+        clock = ends.get(client, 0)
+        updates.append(update({(client, clock): [struct]}))
+        ends[client] = clock + len(explode(updates[-1]).units)
+        sections.setdefault((client, 0), []).append(struct)
+    return updates, dict(sorted(sections.items(), reverse=True))
+
+
+def with_hints(structs: list[tuple[int, bytes]], random: Random) -> list[tuple[int, bytes]]:
+    """Some of the items that have neighbours with the bit the other way."""
+    return [
+        (client, bytes((raw[0] ^ random.choice([0, 0x20]),)) + raw[1:] if raw[0] & 0xC0 else raw)
+        for client, raw in structs
+    ]
+
+
+@pytest.mark.parametrize("structs", KEYED.values(), ids=KEYED)
+def test_an_item_has_its_neighbours_key_whatever_it_says(structs: list[tuple[int, bytes]]) -> None:
+    """However it says so, in whatever order they come, and whether it waits meanwhile."""
+    _, sections = spread(structs)
+    random = Random(1)
+    for order in permutations(range(len(structs))):
+        updates, _ = spread(with_hints(structs, random))
+        store = filled(*[updates[i] for i in order])
+        assert store.encode() == update(sections)
+        assert (store.held_back(), store.own_deletes()) == ([], None)
+        assert filled(merge_updates(updates)).encode() == update(sections)
+
+
+@pytest.mark.parametrize(
+    ("structs", "deletes", "own"),
+    [
+        ([(1, item(anys(1, 2, 3), key="k"))], {}, {1: [(0, 2)]}),
+        ([(1, item(anys(1, 2, 3), key="k"))], {1: [(0, 3)]}, {}),
+        ([(1, item(anys(1, 2, 3), key="k"))], {1: [(1, 1)]}, {1: [(0, 1)]}),
+        ([(1, item(text("abc"), key="k"))], {1: [(1, 2)]}, {1: [(0, 1)]}),
+        ([(1, item(json("1", "2"), key="k"))], {2: [(0, 9)]}, {1: [(0, 1)]}),
+        ([(1, item(deleted(3), key="k"))], {}, {}),
+        ([(1, item(V, key="k")), (2, item(text("ab"), origin=(1, 0)))], {}, {2: [(0, 1)]}),
+        ([(1, item(V, key="k")), (1, item(anys(1, 2), right=(1, 0)))], {}, {1: [(1, 1)]}),
+        ([(1, item(V)), (2, item(text("ab"), origin=(1, 0), key="k"))], {}, {}),
+        (
+            [
+                (1, item(V, key="k")),
+                (2, item(V, origin=(1, 0))),
+                (3, item(anys(3, 4), origin=(2, 0))),
+            ],
+            {},
+            {3: [(0, 1)]},
+        ),
+        (
+            # Squashed while it waits: it is one value after the other all the same.
+            [(1, item(V, key="k")), (2, item(V, origin=(1, 0))), (2, item(V, origin=(2, 0)))],
+            {2: [(0, 1)]},
+            {},
+        ),
+    ],
+)
+def test_of_a_long_value_only_the_last_stays(
+    structs: list[tuple[int, bytes]],
+    deletes: dict[int, list[tuple[int, int]]],
+    own: dict[int, list[tuple[int, int]]],
+) -> None:
+    updates, _ = spread(structs)
+    for order in permutations(updates):
+        store = filled(update({}, deletes), *order)
+        assert store.own_deletes() == (update({}, own) if own else None)
+        assert store.own_deletes() is None
+        expected = explode(update({}, deletes)).deletes | explode(update({}, own)).deletes
+        assert explode(store.encode()).deletes == expected
+
+
+def test_what_is_held_back_and_what_for() -> None:
+    store = filled(
+        update({(1, 0): [item(text("ab"))], (2, 3): [gc(2)], (3, 0): [item(V, origin=(1, 4))]}),
+        update({(3, 1): [gc(1)], (4, 0): [gc(1), item(V, parent=(3, 1)), skip(2), gc(5)]}),
+    )
+    assert store.held_back() == [
+        HeldBack(2, 0, 2, (2, 0)),
+        HeldBack(3, 0, 2, (1, 4)),
+        HeldBack(4, 1, 6, (3, 1)),
+    ]
+    store.add(update({(1, 2): [gc(9)]}))
+    assert store.held_back() == [HeldBack(2, 0, 2, (2, 0)), HeldBack(4, 2, 5, (4, 2))]
+    store.add(update({(2, 0): [gc(3)], (4, 2): [gc(2)]}))
+    assert store.held_back() == []
+
+
+@given(st.data())
+def test_the_order_does_not_matter(data: st.DataObject) -> None:
+    """Random structs of a few clients, each attached to any that come before it."""
+    random = Random(data.draw(st.integers(0, 2**32)))
+    ids: list[tuple[int, int]] = []
+    ends: dict[int, int] = {}
+    structs: list[tuple[int, bytes]] = []
+    for _ in range(random.randint(1, 12)):
+        client = random.choice([1, 2, 300])
+        content = random.choice([V, anys(1, 2), text("ab"), type_(1), deleted(2)])
+        places = [None, None, *ids[-6:]]
+        key = random.choice([None, "k"])
+        origin, right = random.choice(places), random.choice(places)
+        parent = random.choice(["t", *ids[-3:]])
+        structs.append((client, item(content, origin=origin, right=right, parent=parent, key=key)))
+        clock = ends.get(client, 0)
+        ends[client] = clock + len(explode(update({(client, clock): [structs[-1][1]]})).units)
+        ids += [(client, each) for each in range(clock, ends[client])]
+    updates, sections = spread(structs)
+    expected = explode(filled(update(sections)).encode())
+    for _ in range(3):
+        random.shuffle(updates)
+        with patch("ycore.updates._store._SETTLED_AT_ONCE", random.choice([1, 2, 5000])):
+            store = filled(*updates)
+            assert explode(store.encode()) == expected
+            assert store.held_back() == []
+            again = filled(*updates, store.encode())
+            assert again.encode() == store.encode()
+
+
+def test_long_work_is_done_in_steps() -> None:
+    chain = [item(V, key="k")] + [item(text("ab"), origin=(1, 2 * i)) for i in range(9999)]
+    lacking = update({(2, 0): [item(V, right=(1, 0))]})
+    store = filled(update({(1, 1): chain[1:]}), lacking)
+    first = update({(1, 0): chain[:1]})
+    assert store.add(first) == first
+    assert not store.is_settled(parse_update(first))
+    assert store.is_settled(parse_update(update({(9, 0): [gc(1)]})))
+    turns = 1
+    while store.settle():
+        turns += 1
+    assert turns >= 2
+    assert store.is_settled(parse_update(first))
+    assert explode(store.own_deletes() or b"").deletes == {(1, 1 + 2 * i) for i in range(9999)}
+    assert store.held_back() == []
+
+
+def test_many_who_wait_are_woken_in_steps() -> None:
+    others = [update({(client, 0): [item(V, origin=(1, 0))]}) for client in range(2, 9000)]
+    store = filled(*others)
+    assert len(store.held_back()) == 8998
+    store.add(update({(1, 0): [item(V, key="k")]}))
+    turns = 1
+    while store.settle():
+        turns += 1
+    assert turns >= 3
+    assert store.held_back() == []
+    kinds = [unit.kind for unit in explode(store.encode()).units.values()]
+    assert kinds == [0x28] * 8999  # values of a key, all of them

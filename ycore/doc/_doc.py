@@ -206,12 +206,15 @@ class Doc:
             own = self.client_id
             if any(s.client == own and s.ends[-1] > self._end(own) for s in part.sections):
                 self.client_id = _random_id()  # somebody else uses it
-            news = self.store.add(part)
-            if news is not None:
-                try:
-                    yield from self._take_in(news, origin)
-                except Exception as exc:  # of an observer
-                    failed = failed or exc
+            added = self.store.add(part)
+            while self.store.settle():
+                yield
+            for news in (added, self.store.own_deletes()):
+                if news is not None:
+                    try:
+                        yield from self._take_in(news, origin)
+                    except Exception as exc:  # of an observer
+                        failed = failed or exc
         if failed is not None:
             raise failed
 

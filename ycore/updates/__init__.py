@@ -12,24 +12,22 @@ from ._grammar import (
     NO_LIMITS,
     ParsedUpdate,
     UpdateLimits,
-    collect,
     decode_state_vector,
     decode_state_vector_steps,
     encode_state_vector,
     parse_update,
     parse_update_steps,
     parts_of,
-    undeleted_value,
 )
-from ._store import StructStore
+from ._store import HeldBack, StructStore
 
 __all__ = [
     "NO_LIMITS",
+    "HeldBack",
     "ParsedUpdate",
     "StructStore",
     "UpdateLimits",
     "check_update",
-    "collect",
     "decode_state_vector",
     "decode_state_vector_steps",
     "diff_update",
@@ -39,7 +37,6 @@ __all__ = [
     "parse_update",
     "parse_update_steps",
     "parts_of",
-    "undeleted_value",
 ]
 
 

@@ -11,8 +11,13 @@
 
 Source: yjs `utils/encoding.js` (readClientsStructRefs), `utils/DeleteSet.js` (readDeleteSet),
 `structs/*.js`. On top of what Yjs checks we refuse what would make Yjs, or another engine a client
-may use, throw or go wrong later: zero lengths, ids that a struct could not have known, info bits
-nobody sets, bad UTF-8 and JSON, and bytes left over.
+may use, throw or go wrong later: ids that a struct could not have known, info bits nobody sets, bad
+UTF-8 and JSON, and bytes left over.
+
+Two things look like mistakes, and are not. A struct may have no length: pycrdt and other users of
+yrs write such strings and deleted items where they split text beyond ASCII, and Yjs passes them on.
+No id refers to one, so they are left out. And an item that has a neighbour may have a key and not
+say so: see `HAS_KEY`.
 
 The reader makes no object per struct: it notes where each begins and which clock it ends at.
 """
@@ -21,10 +26,8 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final, TypeAlias
 
 from ..errors import CloseCode, RemoteProtocolError
@@ -61,12 +64,20 @@ SKIP: Final = 10
 KIND: Final = 0x1F
 HAS_ORIGIN: Final = 0x80
 HAS_RIGHT_ORIGIN: Final = 0x40
+HAS_BOTH: Final = 0xC0
 HAS_KEY: Final = 0x20
-"""The item is the value of a key (`parentSub`), of a map or an XML attribute."""
+"""The item is the value of a key (`parentSub`), of a map or an XML attribute. Only a hint if it has
+an origin or a right origin: its key is then its neighbour's, and Yjs does not know that before the
+item is integrated. So `Y.mergeUpdates` and `Y.diffUpdate` leave the bit out of all such items, and
+a client out of those that are pending; on reading nobody looks at it (`utils/encoding.js`,
+readClientsStructRefs)."""
 
 _MAX_TYPE: Final = 6
 _MANY: Final = 64
 """From how many structs on the places of structs are kept in arrays."""
+_MANY_NEIGHBOURS: Final = 1024
+"""Of how many clients it is noted which of their structs an update depends on: of more, an attacker
+could have too much noted."""
 _NAMED_TYPES: Final = (3, 5)  # YXmlElement and YXmlHook carry a name
 _ANY_OBJECT: Final = 118
 
@@ -124,10 +135,10 @@ class ParsedUpdate:
         "_by_client",
         "data",
         "deletes",
+        "empty",
         "has_keys",
         "is_long",
-        "keyless",
-        "long_values",
+        "neighbours",
         "sections",
         "tidy",
         "weight",
@@ -145,52 +156,16 @@ class ParsedUpdate:
         self.tidy = False
         """Whether `data` can be passed on for this: it says no more, and has the delete ranges in
         this form, too."""
-        self.long_values: list[tuple[int, int, int]] = []
-        """Client, first clock and clock after the last of values of a key (of a map, or an
-        attribute) that are longer than one: only deleted ones may be; see `undeleted_value`."""
         self.is_long = False
         """Whether to go through its structs takes longer than a step."""
-        self._by_client: dict[int, list[Section]] | None = None
         self.has_keys = False
         """Whether any item says that it has a key."""
-        self.keyless: Clocks = []
-        """Where the items begin in `data` that have a neighbour, and say that they have no key: so
-        says the neighbour, or they lie; see `StructStore.misfits`."""
-
-    def section_of(self, client: int, clock: int) -> Section | None:
-        """The section that a struct is in."""
-        if self._by_client is None:
-            self._by_client = {}
-            for section in self.sections:
-                self._by_client.setdefault(section.client, []).append(section)
-        its = self._by_client.get(client, ())
-        at = bisect_right(its, clock, key=_section_start) - 1
-        return its[at] if at >= 0 and clock < its[at].ends[-1] else None
-
-
-def _section_start(section: Section) -> int:
-    return section.start
-
-
-def undeleted_value(update: ParsedUpdate) -> tuple[int, int] | None:
-    """The client and clock of a value of a key that is longer than one and not deleted, if any.
-
-    A key has one value; Yjs makes longer ones only by joining those that were replaced, which are
-    deleted. It throws when it has to collect one of which just a part is (`structs/Item.js`, gc),
-    so that who sends such a one could keep everybody from loading the document.
-
-    This holds for what clients send, not for each part of it that is stored or passed on.
-    """
-    for client, start, end in update.long_values:
-        ranges = update.deletes.get(client, [])
-        at = bisect_right(ranges, start, key=_range_start) - 1
-        if at < 0 or ranges[at][1] < end:
-            return client, start
-    return None
-
-
-def _range_start(range_: tuple[int, int]) -> int:
-    return range_[0]
+        self.neighbours: dict[int, int] | None = {}
+        """For each other client, the highest clock that an item names as its origin, right origin
+        or parent. None if these are too many clients."""
+        self.empty: Clocks = []
+        """Where in `data` structs of no length begin and end, in turn. Once all is read there are
+        none: they were cut out."""
 
 
 _PART: Final = 2000
@@ -207,6 +182,7 @@ def _parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
         part = ParsedUpdate(update.data)
         part.sections = update.sections[done : done + _PART]
         part.has_keys = update.has_keys
+        part.neighbours = update.neighbours
         part.weight = len(part.sections)
         yield part
     part = ParsedUpdate(update.data)
@@ -221,34 +197,37 @@ def _parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
         yield part
 
 
-def collect(update: ParsedUpdate, offsets: Iterable[int]) -> ParsedUpdate:
-    """The update with the structs that begin at these places as GC: ids, and nothing else."""
-    collected = set(offsets)
+def _without_empty(update: ParsedUpdate) -> Steps[bytes]:
+    """The update's bytes without the structs that have no length, in steps."""
     clients: dict[int, list[Section]] = {}
     for section in update.sections:
         clients.setdefault(section.client, []).append(section)
+    nowhere = len(update.data)
+    bounds = iter((*update.empty, nowhere, nowhere))
+    begin, stop = next(bounds), next(bounds)
+    turn = 0
     out = bytearray()
     write_var_uint(out, len(clients))
     for client, its in clients.items():
         body = bytearray()
-        structs = 0
+        skips = 0
         clock = its[0].start
         for section in its:
             if section.start > clock:
                 body.append(SKIP)
                 write_var_uint(body, section.start - clock)
-                structs += 1
-                clock = section.start
-            bounds = [section.begin + offset for offset in section.offsets] + [section.stop]
-            for (begin, stop), end in zip(pairwise(bounds), section.ends, strict=True):
-                if begin in collected:
-                    body.append(GC)
-                    write_var_uint(body, end - clock)
-                else:
-                    body += update.data[begin:stop]
-                structs += 1
-                clock = end
-        write_var_uint(out, structs)
+                skips += 1
+            clock = section.ends[-1]
+            at = section.begin
+            while begin < section.stop:
+                body += update.data[at:begin]
+                at = max(at, stop)
+                begin, stop = next(bounds), next(bounds)
+                turn += 1
+                if not turn % STEP:
+                    yield
+            body += update.data[at : section.stop]
+        write_var_uint(out, sum(len(section.ends) for section in its) + skips)
         write_var_uint(out, client)
         write_var_uint(out, its[0].start)
         out += body
@@ -259,7 +238,10 @@ def collect(update: ParsedUpdate, offsets: Iterable[int]) -> ParsedUpdate:
         for start, end in ranges:
             write_var_uint(out, start)
             write_var_uint(out, end - start)
-    return parse_update(bytes(out))
+            turn += 1
+            if not turn % STEP:
+                yield
+    return bytes(out)
 
 
 def parse_update(data: bytes, limits: UpdateLimits = NO_LIMITS) -> ParsedUpdate:
@@ -275,8 +257,6 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
     """`parse_update` in steps."""
     size = len(data)
     update = ParsedUpdate(data)
-    if size > _MANY * _MANY:
-        update.keyless = array("Q")
     deletes = update.deletes
     try:
         count, pos = read_var_uint(data, 0)
@@ -348,6 +328,8 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
         raise RemoteProtocolError(f"{size - pos} bytes left over after the update")
     update.weight = len(update.sections) + len(deletes) + limits.delete_ranges - left
     update.is_long = structs + update.weight > STEP
+    if update.empty:
+        return (yield from parse_update_steps((yield from _without_empty(update)), limits))
     return update
 
 
@@ -382,6 +364,7 @@ def _read_structs(
     """
     data = update.data
     client = section.client
+    neighbours = update.neighbours
     ends, offsets, begin = section.ends, section.offsets, section.begin
     clock = ends[-1] if ends else section.start
     later = count - STEP if count > STEP else 0
@@ -390,7 +373,7 @@ def _read_structs(
         info = data[pos]
         kind = info & KIND
         if kind == STRING:
-            pos = _skip_item_head(data, pos, info, client, own_client, clock)
+            pos = _skip_item_head(data, pos, info, client, own_client, clock, neighbours)
             # Text is most of what there is, so its content is read here.
             length = data[pos]
             if length < 0x80:
@@ -410,7 +393,7 @@ def _read_structs(
                 raise RemoteProtocolError(
                     f"struct at byte {pos} has the unknown info byte {info:#04x}"
                 )
-            pos = _skip_item_head(data, pos, info, client, own_client, clock)
+            pos = _skip_item_head(data, pos, info, client, own_client, clock, neighbours)
             if content is None:
                 length, end = _skip_short_content(data, pos, kind)
                 if length < 0:
@@ -419,15 +402,13 @@ def _read_structs(
             else:
                 length, pos = content
                 content = None
-        if length != 1:
-            if length == 0:
-                raise RemoteProtocolError(f"struct at byte {offset} has no length")
-            if info & HAS_KEY and kind != DELETED:
-                update.long_values.append((client, clock, clock + length))
+        if length == 0:
+            if not update.empty:
+                update.empty = array("Q")
+            update.empty.extend((offset, pos))
+            continue
         if info & HAS_KEY:
             update.has_keys = True
-        elif info >= HAS_RIGHT_ORIGIN:  # or above: an origin
-            update.keyless.append(offset)
         clock += length
         if clock > MAX_SAFE_INTEGER:
             raise RemoteProtocolError(f"struct at byte {offset} ends at a clock above 2^53-1")
@@ -438,33 +419,37 @@ def _read_structs(
             _end_section(update, section, offset, max_sections)
             section = Section(client, clock, pos, isinstance(ends, array))
             ends, offsets, begin = section.ends, section.offsets, section.begin
+    if neighbours is not None and len(neighbours) > _MANY_NEIGHBOURS:
+        update.neighbours = None
     return section, later, pos, 0
 
 
 def _skip_item_head(
-    data: bytes, pos: int, info: int, client: int, own_client: bytes, clock: int
+    data: bytes,
+    pos: int,
+    info: int,
+    client: int,
+    own_client: bytes,
+    clock: int,
+    neighbours: dict[int, int] | None,
 ) -> int:
     """Check an Item's ids and parent; return where its content begins.
 
-    What is to the item's left can't also be to its right: where Yjs then puts it depends on how
-    structs happen to be cut.
+    Origin and right origin may be the same struct: Yjs itself was seen to write such an item (where
+    it then puts it depends on how structs happen to be cut).
     """
     pos += 1
-    if info >= HAS_ORIGIN:
-        origin, pos = _read_id(data, pos, client, own_client, clock)
+    if info >= HAS_RIGHT_ORIGIN:
+        if info >= HAS_ORIGIN:
+            pos = _skip_id(data, pos, client, own_client, clock, neighbours)
         if info & HAS_RIGHT_ORIGIN:
-            at = pos
-            right_origin, pos = _read_id(data, pos, client, own_client, clock)
-            if right_origin == origin:
-                raise RemoteProtocolError(f"id at byte {at} is to the right of itself")
-    elif info >= HAS_RIGHT_ORIGIN:
-        _, pos = _read_id(data, pos, client, own_client, clock)
+            pos = _skip_id(data, pos, client, own_client, clock, neighbours)
     else:
         named, pos = read_var_uint(data, pos)
         if named == 1:
             pos = skip_var_string(data, pos)
         elif named == 0:
-            _, pos = _read_id(data, pos, client, own_client, clock)
+            pos = _skip_id(data, pos, client, own_client, clock, neighbours)
         else:
             raise RemoteProtocolError(f"parent info at byte {pos - 1} is neither 0 nor 1")
         if info & HAS_KEY:
@@ -472,12 +457,18 @@ def _skip_item_head(
     return pos
 
 
-def _read_id(
-    data: bytes, pos: int, client: int, own_client: bytes, clock: int
-) -> tuple[tuple[int, int], int]:
-    """Read an id in an item at `clock`.
+def _skip_id(
+    data: bytes,
+    pos: int,
+    client: int,
+    own_client: bytes,
+    clock: int,
+    neighbours: dict[int, int] | None,
+) -> int:
+    """Check an id in an item at `clock`; return where it ends.
 
-    One of the same client must lie before the item, or Yjs throws on integrating it.
+    One of the same client must lie before the item, or Yjs throws on integrating it. Those of
+    others are noted in `neighbours`.
     """
     at = pos
     if data.startswith(own_client, pos):
@@ -486,9 +477,12 @@ def _read_id(
     else:
         id_client, pos = read_var_uint(data, pos)
     id_clock, pos = read_var_uint(data, pos)
-    if id_clock >= clock and id_client == client:
-        raise RemoteProtocolError(f"id at byte {at} refers to a struct not before its own")
-    return (id_client, id_clock), pos
+    if id_client == client:
+        if id_clock >= clock:
+            raise RemoteProtocolError(f"id at byte {at} refers to a struct not before its own")
+    elif neighbours is not None and id_clock >= neighbours.get(id_client, 0):
+        neighbours[id_client] = id_clock
+    return pos
 
 
 def _skip_short_content(data: bytes, pos: int, kind: int) -> tuple[int, int]:

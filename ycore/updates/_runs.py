@@ -163,6 +163,10 @@ class Run:
         """The clock after the last struct."""
         return self.ends[-1]
 
+    def begin_of(self, i: int) -> int:
+        """The clock of struct i."""
+        return self.ends[i - 1] if i else self.start
+
     def has_key(self, clock: int) -> bool:
         """Whether the struct that this clock, inside this run, is in is the value of a key."""
         return bool(self.raw[self.offsets[bisect_right(self.ends, clock)]] & HAS_KEY)
@@ -241,7 +245,7 @@ class Run:
         i = bisect_right(self.ends, low)
         last = bisect_left(self.ends, high)
         while i <= last:
-            begin = self.ends[i - 1] if i else self.start
+            begin = self.begin_of(i)
             offset = self.offsets[i]
             stop = self.offsets[i + 1] if i + 1 < len(self.offsets) else len(self.raw)
             if begin < low or self.ends[i] > high:
@@ -263,7 +267,7 @@ class Run:
         """
         view = memoryview(self.raw)
         i = bisect_right(self.ends, low)
-        begin = self.ends[i - 1] if i else self.start
+        begin = self.begin_of(i)
         count = len(self.ends) - i
         if begin == low:
             return count, [view[self.offsets[i] :]]

@@ -4,20 +4,41 @@ A Yjs document is a set of structs and a set of deletes. To relay, merge, compar
 one needs to know which of them one has, not what they mean: so does Yjs itself for updates
 (`utils/updates.js`). Structs and deletes whose dependencies are missing are kept like all others;
 where a client's clock has a hole, the encoding has a Skip.
+
+Settling
+--------
+Of one thing the store does know what it means: which items are values of a key. A key has one
+value, the last of its chain, and all others are deleted. Yjs throws when it has to collect a type
+in which they are not (`structs/Item.js`, gc): then nobody can load the document any more. It is so
+where a value is longer than one clock, not deleted, and was cut in two; Yjs itself makes none such.
+So the store deletes all clocks of a value but its last, which is what Yjs shows of it.
+
+An item that has a neighbour does not say whether it has a key (see `HAS_KEY`): it has its
+neighbour's. So the store goes through the structs in the order in which Yjs integrates them, each
+client's by clock, and none before those that it is attached to or in; and it makes the bit of each
+right. What it has gone through is *settled*. A client whose next struct waits for one that is
+missing is *behind*. In a document that has no keys, and where nobody is behind, nothing is to be
+done, and nothing is.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from heapq import heappop, heappush
+from typing import Final, NamedTuple, TypeAlias
 
 from ..errors import RemoteProtocolError
 from ..lib0 import read_var_uint, write_var_uint
 from ..steps import STEP, Steps, finish
-from ._deletes import ClientDeletes, Range, subtract, write_ranges
+from ._deletes import ClientDeletes, Range, coalesce, subtract, write_ranges
 from ._grammar import (
+    DELETED,
+    GC,
+    HAS_BOTH,
     HAS_KEY,
+    HAS_RIGHT_ORIGIN,
+    KIND,
     SKIP,
     ParsedUpdate,
     Section,
@@ -31,9 +52,37 @@ from ._runs import Run, run_of
 
 Chunks: TypeAlias = list[bytes | bytearray | memoryview]
 
+_SETTLED_AT_ONCE: Final = 4 * STEP
+"""How many structs are settled in one go: some milliseconds."""
+
 
 def _run_start(run: Run) -> int:
     return run.start
+
+
+class HeldBack(NamedTuple):
+    """Structs of a client that can't be put in their place."""
+
+    client: int
+    start: int
+    """The first of their clocks."""
+    clocks: int
+    """How many clocks of it wait."""
+    missing: tuple[int, int]
+    """Client and clock of what they wait for: the first of them, or what it is attached to."""
+
+
+class _Behind:
+    """How far a client is that is behind."""
+
+    __slots__ = ("awaited", "clock")
+
+    def __init__(self, clock: int) -> None:
+        self.clock = clock
+        """Up to here its structs are settled."""
+        self.awaited: tuple[int, int] | None = None
+        """The id that its next struct waits for; None if that struct itself is missing, or nobody
+        has looked yet."""
 
 
 class StructStore:
@@ -51,7 +100,16 @@ class StructStore:
         self._order: list[int] | None = []
         """The clients in the order Yjs writes them, higher first; None when one is new."""
         self._has_keys = False
-        """Whether any item has a key, or had one when it came."""
+        """Whether any item has a key, or said so when it came."""
+        self._behind: dict[int, _Behind] = {}
+        """The clients of which not all is settled."""
+        self._unsettled: dict[int, None] = {}
+        """Those of them that may be able to go on."""
+        self._waiting: dict[int, list[tuple[int, int]]] = {}
+        """Client -> a heap of which clocks of it are waited for, and by whom. Nobody who waits is
+        missing in it; some may not wait any more."""
+        self._own_deletes: dict[int, list[Range]] = {}
+        """What the store itself deleted, until somebody asks."""
         self._state_vector: bytes | None = None
         """Encoded, once it was asked for, until there are new structs."""
         self.size = 0
@@ -70,21 +128,25 @@ class StructStore:
         """
         parsed = update if isinstance(update, ParsedUpdate) else parse_update(bytes(update))
         all_new = parsed.tidy
+        has_hole = False
         whole: list[Section] = []
         pieces: list[_Piece] = []
+        ends: list[tuple[int, int]] = []
         for section in parsed.sections:
             client = section.client
+            start = section.start
             runs = self._clients.get(client)
+            end = 0
             if runs is None:
                 run = run_of(parsed.data, section)
                 self._clients[client] = [run]
                 self._order = None
                 self.size += run.size
                 whole.append(section)
-            elif runs[-1].end == section.start:  # what typing does
+            elif (end := runs[-1].end) == start:  # what typing does
                 self.size += runs[-1].append_section(parsed.data, section)
                 whole.append(section)
-            elif runs[-1].end < section.start:
+            elif end < start:
                 run = run_of(parsed.data, section)
                 runs.append(run)
                 self.size += run.size
@@ -96,28 +158,26 @@ class StructStore:
                 if gaps == [(run.start, run.end)]:
                     self.size += _insert(runs, run)
                     whole.append(section)
-                    continue
-                all_new = False
-                for start, end in gaps:
-                    piece = run.cut(start, end)
-                    pieces.append(_Piece(client, start, end, len(piece.ends), bytes(piece.raw)))
-                    self.size += _insert(runs, piece)
+                else:
+                    all_new = False
+                    for low, high in gaps:
+                        piece = run.cut(low, high)
+                        pieces.append(_Piece(client, low, high, len(piece.ends), bytes(piece.raw)))
+                        self.size += _insert(runs, piece)
+            ends.append((client, end))
+            has_hole = has_hole or start > end
         new_deletes: dict[int, list[Range]] = {}
         for client, ranges in parsed.deletes.items():
-            deletes = self._deletes.get(client)
-            if deletes is None:
-                deletes = self._deletes[client] = ClientDeletes()
-                self.size += deletes.size
-            self.size -= deletes.size
-            new = deletes.add(ranges)
-            self.size += deletes.size
+            new = self._delete(client, ranges)
             if new:
                 new_deletes[client] = new
             if new != ranges:
                 all_new = False
         if whole or pieces:
             self._state_vector = None
-            self._has_keys |= parsed.has_keys
+            self._has_keys = self._has_keys or parsed.has_keys
+            if self._has_keys or has_hole or self._behind or not self._has_all(parsed):
+                self._settle_new(ends)
         elif not new_deletes:
             return None
         if all_new:
@@ -127,46 +187,192 @@ class StructStore:
 
     def knows(self, update: ParsedUpdate) -> bool:
         """Whether adding this update would change nothing."""
-        for section in update.sections:
-            runs = self._clients.get(section.client)
-            if runs is None or _gaps(runs, section.start, section.ends[-1]):
-                return False
+        if not self.knows_structs(update):
+            return False
         for client, ranges in update.deletes.items():
             deletes = self._deletes.get(client)
             if deletes is None or not deletes.covers(ranges):
                 return False
         return True
 
-    def misfits(self, update: ParsedUpdate, first: int, last: int) -> list[int]:
-        """Where in an update items begin that say that they have no key though the item they are
-        attached to has one. Looks at `update.keyless[first:last]`.
+    def knows_structs(self, update: ParsedUpdate) -> bool:
+        """Whether an update holds no new structs. It may hold new deletes."""
+        for section in update.sections:
+            runs = self._clients.get(section.client)
+            if runs is None or _gaps(runs, section.start, section.ends[-1]):
+                return False
+        return True
 
-        Yjs gives an item the key of its left neighbour, or else of its right one, and says so when
-        it passes the item on (`structs/Item.js`, getMissing and write). An item that lies about it
-        gets around `undeleted_value`. What it is attached to may not be known yet; then nobody can
-        tell.
-        """
-        misfits: list[int] = []
-        if not (self._has_keys or update.has_keys):  # a text
-            return misfits
-        data = update.data
-        for offset in update.keyless[first:last]:
-            client, pos = read_var_uint(data, offset + 1)
-            clock, _ = read_var_uint(data, pos)
+    def _delete(self, client: int, ranges: list[Range]) -> list[Range]:
+        """Add delete ranges of a client, and return what of them was new."""
+        deletes = self._deletes.get(client)
+        if deletes is None:
+            deletes = self._deletes[client] = ClientDeletes()
+        else:
+            self.size -= deletes.size
+        new = deletes.add(ranges)
+        self.size += deletes.size
+        return new
+
+    # -- settling: see the top of this module
+
+    def _has_all(self, update: ParsedUpdate) -> bool:
+        """Whether all that the structs of an update are attached to, or in, is there. Holes aside,
+        and it may say no where it would take long to find out."""
+        if update.neighbours is None:
+            return False
+        for client, clock in update.neighbours.items():
             runs = self._clients.get(client)
-            if runs is not None:
-                run = runs[-1]
-                if clock < run.start:
-                    run = runs[max(bisect_right(runs, clock, key=_run_start) - 1, 0)]
-                if run.start <= clock < run.end:
-                    if run.has_key(clock):
-                        misfits.append(offset)
-                    continue
-            if (section := update.section_of(client, clock)) is not None:
-                at = section.offsets[bisect_right(section.ends, clock)]
-                if data[section.begin + at] & HAS_KEY:
-                    misfits.append(offset)
-        return misfits
+            if runs is None or clock >= runs[-1].end:
+                return False
+        return True
+
+    def _settle_new(self, ends: list[tuple[int, int]]) -> None:
+        """Clients have got new structs. `ends` says where theirs ended before."""
+        for client, end in ends:
+            if client not in self._behind:
+                self._behind[client] = _Behind(end)
+            self._unsettled[client] = None
+        self.settle()
+
+    def settle(self) -> bool:
+        """Settle more of what can be, for some milliseconds at most. `add` does this once. Returns
+        whether there is more."""
+        budget = _SETTLED_AT_ONCE
+        while self._unsettled and budget > 0:
+            client, _ = self._unsettled.popitem()  # what came last comes first
+            behind = self._behind.get(client)
+            if behind is not None:
+                budget -= self._settle_client(client, behind, budget)
+            waiting = self._waiting.get(client)
+            if waiting is not None:
+                end = self._settled_end(client)
+                while waiting and waiting[0][0] < end:
+                    _, waiter = heappop(waiting)
+                    self._unsettled[waiter] = None
+                    budget -= 1
+                    if budget <= 0:
+                        self._unsettled[client] = None  # to wake the rest of them
+                        break
+                if not waiting:
+                    del self._waiting[client]
+        return bool(self._unsettled)
+
+    def is_settled(self, update: ParsedUpdate) -> bool:
+        """Whether nothing is left to `settle` of the clients of an update that was added."""
+        unsettled = self._unsettled
+        return not unsettled or all(s.client not in unsettled for s in update.sections)
+
+    def _settled_end(self, client: int) -> int:
+        """The clock up to which a client's structs are settled."""
+        behind = self._behind.get(client)
+        if behind is not None:
+            return behind.clock
+        runs = self._clients.get(client)
+        return 0 if runs is None else runs[-1].end
+
+    def _settle_client(self, client: int, behind: _Behind, budget: int) -> int:
+        """Settle a client's structs up to one that waits or is missing, but no more than the budget
+        allows. Returns how many it were, or 1."""
+        runs = self._clients[client]
+        clock = behind.clock
+        awaited: tuple[int, int] | None = None
+        done = 0
+        at = max(bisect_right(runs, clock, key=_run_start) - 1, 0)
+        while at < len(runs) and runs[at].start <= clock and awaited is None and done < budget:
+            run = runs[at]
+            i = bisect_right(run.ends, clock)
+            if i < len(run.ends) and run.begin_of(i) < clock:
+                # It was typed behind a settled struct, and joined with that: none of them has a
+                # key.
+                clock = run.ends[i]
+                i += 1
+            while i < len(run.ends) and done < budget:
+                awaited = self._settle_struct(run, i, clock)
+                if awaited is not None:
+                    break
+                done += 1
+                clock = run.ends[i]
+                i += 1
+            at += 1
+        behind.clock = clock
+        if awaited is not None:
+            if awaited != behind.awaited:
+                heappush(self._waiting.setdefault(awaited[0], []), (awaited[1], client))
+        elif clock == runs[-1].end:
+            del self._behind[client]
+        elif done >= budget:
+            self._unsettled[client] = None
+        behind.awaited = awaited
+        return max(done, 1)
+
+    def _settle_struct(self, run: Run, i: int, clock: int) -> tuple[int, int] | None:
+        """Settle a struct of a run, which begins at `clock`. Returns the id that it waits for, if
+        it does."""
+        raw = run.raw
+        at = run.offsets[i]
+        info = raw[at]
+        if info == GC:
+            return None
+        has_key = bool(info & HAS_KEY)
+        if info >= HAS_RIGHT_ORIGIN:
+            # The origin says whether there is a key, or else the right origin: as in yjs
+            # `structs/Item.js`, getMissing.
+            neighbour, pos = read_var_uint(raw, at + 1)
+            its_clock, pos = read_var_uint(raw, pos)
+            if neighbour != run.client and its_clock >= self._settled_end(neighbour):
+                return neighbour, its_clock
+            if info & HAS_BOTH == HAS_BOTH:
+                right, pos = read_var_uint(raw, pos)
+                right_clock, _ = read_var_uint(raw, pos)
+                if right != run.client and right_clock >= self._settled_end(right):
+                    return right, right_clock
+            has_key = self._has_keys and self._has_key(neighbour, its_clock)
+            raw[at] = info | HAS_KEY if has_key else info & ~HAS_KEY
+        else:
+            named, pos = read_var_uint(raw, at + 1)
+            if not named:
+                owner, pos = read_var_uint(raw, pos)
+                its_clock, _ = read_var_uint(raw, pos)
+                if owner != run.client and its_clock >= self._settled_end(owner):
+                    return owner, its_clock
+        end = run.ends[i]
+        if has_key and end - clock > 1 and info & KIND != DELETED:
+            new = self._delete(run.client, [(clock, end - 1)])
+            if new:
+                self._own_deletes.setdefault(run.client, []).extend(new)
+        return None
+
+    def _has_key(self, client: int, clock: int) -> bool:
+        """Whether a struct that is settled is the value of a key."""
+        runs = self._clients[client]
+        run = runs[-1]
+        if clock < run.start:
+            run = runs[bisect_right(runs, clock, key=_run_start) - 1]
+        return run.has_key(clock)
+
+    def own_deletes(self) -> bytes | None:
+        """What the store itself has deleted since it was asked last, as an update; None if nothing.
+        Whoever is to get what was added must get this before, or together with it."""
+        if not self._own_deletes:
+            return None
+        own, self._own_deletes = self._own_deletes, {}
+        return _encode_news([], {client: coalesce(ranges) for client, ranges in own.items()})
+
+    def held_back(self) -> list[HeldBack]:
+        """The structs that no document can show yet, since something is missing."""
+        while self.settle():
+            pass
+        held = []
+        for client, behind in self._behind.items():
+            clock = behind.clock
+            clocks = sum(
+                run.end - max(run.start, clock) for run in self._clients[client] if run.end > clock
+            )
+            held.append(HeldBack(client, clock, clocks, behind.awaited or (client, clock)))
+        return held
+
+    # -- reading
 
     def deleted(self, client: int, start: int, end: int) -> list[Range]:
         """What is deleted of a client's clocks from `start` to `end`."""
@@ -174,6 +380,11 @@ class StructStore:
         if deletes is None:
             return []
         return [(max(a, start), min(b, end)) for a, b in deletes.within(start, end)]
+
+    @property
+    def authors(self) -> int:
+        """How many clients have structs in it."""
+        return len(self._clients)
 
     def state_vector(self) -> dict[int, int]:
         """For each client the clock up to which all its structs are known, without a hole."""
@@ -210,6 +421,8 @@ class StructStore:
 
     def diff_steps(self, known: Mapping[int, int]) -> Steps[bytes]:
         """`diff` in steps. What is added meanwhile may be in it or not, as a whole or in part."""
+        while self.settle():
+            yield
         if self._order is None:
             self._order = sorted(self._clients, reverse=True)
         done: list[bytes] = []

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from ycore import RemoteProtocolError, StructStore, check_update
 from ycore.steps import finish
-from ycore.updates import parse_update, undeleted_value
 
 from .interface import RoomCorrupt, Store, StoredUpdate, StoreUnavailable
 
@@ -110,9 +109,8 @@ async def import_update(store: Store, room: str, update: bytes) -> None:
     """Add an update to a room, or make one of it.
 
     Raises:
-        RemoteProtocolError: it is malformed, or no client could read the document any more.
+        RemoteProtocolError: it is malformed.
         StoreError: the store did not take it.
     """
-    if (value := undeleted_value(parse_update(update))) is not None:
-        raise RemoteProtocolError(f"the value {value} of a key is longer than one and not deleted")
+    check_update(update)
     await store.append(room, [StoredUpdate(update, time.time())])
