@@ -111,7 +111,7 @@ class Document:
 
 
 def take_apart(update: bytes) -> Document:
-    """Raises RemoteProtocolError unless the update is well-formed."""
+    """Leaves out structs of no length. Raises RemoteProtocolError unless it is well-formed."""
     parsed = parse_update(update)
     document = Document()
     end = 0
@@ -124,7 +124,7 @@ def take_apart(update: bytes) -> Document:
             document.sections.append(last)
         bounds = [section.begin + offset for offset in section.offsets] + [section.stop]
         for begin, stop in pairwise(bounds):
-            last.structs.append(_take_struct_apart(update, begin, stop))
+            last.structs.append(_take_struct_apart(parsed.data, begin, stop))
         end = section.ends[-1]
     for client, ranges in parsed.deletes.items():
         document.deletes.append((client, [(start, end - start) for start, end in ranges]))
