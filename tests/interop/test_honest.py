@@ -189,15 +189,21 @@ def judged(oracle: Oracle, frames: list[Frame]) -> str:
     """Whether a newcomer sees, and the store has, what Yjs shows of the frames."""
     updates = [frame.payload for frame in frames]
     refused, newcomer, stored = outcome(frames)
-    try:
-        merged = merge_updates(stored)
-        views = [View("what a newcomer is sent", newcomer), View("what is stored", [merged])]
-        oracle.check(updates, [] if refused else views)
-    except RuntimeError:
+    direct, *others = oracle.seen([updates, newcomer, [merge_updates(stored)]])
+    if "threw" in direct:
         return "Yjs throws on it"
+    if refused is not None:
+        return refused
+    if all(other == direct for other in others):
+        return "agrees"
+    if contested(updates):
+        return "copies differ"
+    try:
+        # What Yjs makes of it may depend on what came in which transaction.
+        oracle.check(updates, [View("what a newcomer is sent", newcomer)])
     except Disagreement as error:
-        return "copies differ" if contested(updates) else str(error)
-    return refused or "agrees"
+        return str(error)
+    return "agrees"
 
 
 def in_parts(try_some: Callable[[Sequence[int]], Report], sessions: int) -> Report:
@@ -232,3 +238,22 @@ def test_nothing_of_an_engine_is_refused(name: str, capsys: pytest.CaptureFixtur
     with capsys.disabled():
         report.show()
     assert report.counts["agrees"] > 0.8 * report.counts["sessions"]
+
+
+@pytest.mark.xfail(reason="the store deletes all of a long value but its last clock")
+def test_attributes_of_ypy_stay_whole() -> None:
+    """It writes them as text under a key. Yjs shows the last letter, y-py and pycrdt the whole."""
+    require("YPy")
+    import y_py  # noqa: PLC0415
+
+    author = y_py.YDoc(1)
+    with author.begin_transaction() as transaction:
+        element = author.get_xml_element("x").insert_xml_element(transaction, 0, "p")
+        element.set_attribute(transaction, "k", "text")
+    update = bytes(y_py.encode_state_as_update(author))
+    refused, newcomer, _ = outcome([Frame(1, "u", update)])
+    assert refused is None
+    reader = y_py.YDoc(2)
+    for news in newcomer:
+        y_py.apply_update(reader, news)
+    assert reader.get_xml_element("x").first_child.get_attribute("k") == "text"
