@@ -21,6 +21,7 @@ const PROVIDERS = { 1: Version1, 2: Version2, 3: Version3 }
 const MESSAGE_AUTH = 2
 const LOG_LENGTH = 40
 
+globalThis.WebSocket ??= WebSocket // to resync, y-websocket asks it what OPEN is; as browsers have it
 process.setMaxListeners(0) // every provider listens for the end of the process
 
 /** By name. Those destroyed stay: others may be asked whether they still see them. */
@@ -38,7 +39,7 @@ console.warn = (...words) => {
 
 /** One provider, its document and what happened to it. Emits 'change' when anything did. */
 class Client extends EventEmitter {
-  constructor (name, { version, url, room, params, protocols, awareness, connect, docFrom }) {
+  constructor (name, { version, url, room, params, protocols, awareness, connect, resyncInterval, docFrom }) {
     super()
     this.setMaxListeners(0)
     const past = docFrom === undefined ? undefined : clientNamed(docFrom)
@@ -59,6 +60,7 @@ class Client extends EventEmitter {
       params,
       protocols,
       connect,
+      resyncInterval,
       awareness: this.awareness,
       disableBc: true,
       WebSocketPolyfill: this.socketClass()

@@ -314,6 +314,7 @@ class Clients:
         protocols: Sequence[str] = (),
         awareness: dict[str, Any] | None = None,
         connect: bool = True,
+        resync_interval: int = -1,
     ) -> Client:
         """A new client of a server's room.
 
@@ -325,6 +326,7 @@ class Clients:
             protocols: WebSocket subprotocols to offer (not in version 1).
             awareness: its own state, None for none.
             connect: at once, or when told to.
+            resync_interval: how often to ask for what it lacks, in milliseconds; -1 is never.
         """
         return Client(
             self,
@@ -336,6 +338,7 @@ class Clients:
             protocols=protocols,
             awareness=awareness,
             connect=connect,
+            resyncInterval=resync_interval,
         )
 
     def successor(self, client: Client) -> Client:
