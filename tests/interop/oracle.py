@@ -29,7 +29,7 @@ class Frame:
     client: int
     """Which of the clients."""
     kind: str
-    """ "u" for an Update, "s" for a SyncStep2, "a" for awareness."""
+    """ "u" for an Update, "v" for a SyncStep1, "s" for a SyncStep2, "a" for awareness."""
     payload: bytes
 
 

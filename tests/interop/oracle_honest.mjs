@@ -219,6 +219,7 @@ class Peer {
   /** The answer to a server's SyncStep1: all that it has, or what somebody else lacks. */
   sync (chance, other) {
     this.queue = []
+    this.tell('v', this.session.stateVectorOf(this))
     const known = chance.of(40) ? [] : [this.session.stateVectorOf(other)]
     this.tell('s', this.try(() => this.Y.encodeStateAsUpdate(this.doc, ...known)))
   }
@@ -320,7 +321,7 @@ class HonestSession {
   deliver () {
     const { chance, frames } = this
     if (chance.of(2) && frames.length > 0) { // somebody else's document, made unreadable for a report
-      const updates = frames.filter(([, kind]) => kind !== 'a').map(([, , bytes]) => bytes)
+      const updates = frames.filter(([, kind]) => kind === 'u' || kind === 's').map(([, , bytes]) => bytes)
       const Y = modules.get('yjs')
       if (updates.length > 0) {
         this.frames = []
@@ -345,7 +346,7 @@ class HonestSession {
 
 /**
  * All frames that a server gets in a session, in order: who sent it, whether it is an update ('u'), a
- * SyncStep2 ('s') or awareness ('a'), and its payload. Deterministic: made from the seed.
+ * SyncStep1 ('v') or SyncStep2 ('s'), or awareness ('a'), and its payload. All chance is the seed's.
  */
 export const makeHonestSession = request => {
   const { frames, peers, classes, threw } = new HonestSession(request)

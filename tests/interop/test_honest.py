@@ -42,6 +42,7 @@ MAX_FAILURES = 5
 
 MESSAGES: dict[str, Callable[[bytes], Any]] = {
     "u": Update,
+    "v": SyncStep1,
     "s": SyncStep2,
     "a": AwarenessUpdate,
 }
