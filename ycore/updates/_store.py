@@ -176,8 +176,15 @@ class StructStore:
         if whole or pieces:
             self._state_vector = None
             self._has_keys = self._has_keys or parsed.has_keys
-            if self._has_keys or has_hole or self._behind or not self._has_all(parsed):
+            neighbours = parsed.neighbours  # none, mostly: people type on where they are
+            if has_hole or self._behind or (neighbours != {} and not self._has_all(neighbours)):
                 self._settle_new(ends)
+            elif self._has_keys:
+                section = parsed.sections[0]
+                if len(ends) == 1 and ends[0][1] == section.start and len(section.ends) <= STEP:
+                    self._settle_last(self._clients[section.client][-1], section)
+                else:
+                    self._settle_new(ends)
         elif not new_deletes:
             return None
         if all_new:
@@ -216,16 +223,46 @@ class StructStore:
 
     # -- settling: see the top of this module
 
-    def _has_all(self, update: ParsedUpdate) -> bool:
+    def _has_all(self, neighbours: dict[int, int] | None) -> bool:
         """Whether all that the structs of an update are attached to, or in, is there. Holes aside,
         and it may say no where it would take long to find out."""
-        if update.neighbours is None:
+        if neighbours is None:
             return False
-        for client, clock in update.neighbours.items():
+        for client, clock in neighbours.items():
             runs = self._clients.get(client)
             if runs is None or clock >= runs[-1].end:
                 return False
         return True
+
+    def _settle_last(self, run: Run, section: Section) -> None:
+        """A section was appended to a run, and all that it is attached to is settled. It is what
+        typing does."""
+        raw = run.raw
+        offsets = run.offsets
+        first = len(offsets) - len(section.ends)
+        if first < 0 or run.begin_of(first) < section.start:
+            first += 1  # it was joined with the struct before it, and has that one's key
+        for i in range(first, len(offsets)):
+            at = offsets[i]
+            info = raw[at]
+            if info >= HAS_RIGHT_ORIGIN:
+                client, pos = read_var_uint(raw, at + 1)
+                clock, _ = read_var_uint(raw, pos)
+                if self._has_key(client, clock):
+                    raw[at] = info | HAS_KEY
+                    self._delete_rest(run, i)
+                elif info & HAS_KEY:
+                    raw[at] = info & ~HAS_KEY
+            elif info & HAS_KEY:
+                self._delete_rest(run, i)
+
+    def _delete_rest(self, run: Run, i: int) -> None:
+        """Of this value of a key all clocks are deleted but the last."""
+        begin, end = run.begin_of(i), run.ends[i]
+        if end - begin > 1 and run.raw[run.offsets[i]] & KIND != DELETED:
+            new = self._delete(run.client, [(begin, end - 1)])
+            if new:
+                self._own_deletes.setdefault(run.client, []).extend(new)
 
     def _settle_new(self, ends: list[tuple[int, int]]) -> None:
         """Clients have got new structs. `ends` says where theirs ended before."""
@@ -288,7 +325,7 @@ class StructStore:
                 clock = run.ends[i]
                 i += 1
             while i < len(run.ends) and done < budget:
-                awaited = self._settle_struct(run, i, clock)
+                awaited = self._settle_struct(run, i)
                 if awaited is not None:
                     break
                 done += 1
@@ -306,9 +343,8 @@ class StructStore:
         behind.awaited = awaited
         return max(done, 1)
 
-    def _settle_struct(self, run: Run, i: int, clock: int) -> tuple[int, int] | None:
-        """Settle a struct of a run, which begins at `clock`. Returns the id that it waits for, if
-        it does."""
+    def _settle_struct(self, run: Run, i: int) -> tuple[int, int] | None:
+        """Settle a struct of a run. Returns the id that it waits for, if it does."""
         raw = run.raw
         at = run.offsets[i]
         info = raw[at]
@@ -336,11 +372,8 @@ class StructStore:
                 its_clock, _ = read_var_uint(raw, pos)
                 if owner != run.client and its_clock >= self._settled_end(owner):
                     return owner, its_clock
-        end = run.ends[i]
-        if has_key and end - clock > 1 and info & KIND != DELETED:
-            new = self._delete(run.client, [(clock, end - 1)])
-            if new:
-                self._own_deletes.setdefault(run.client, []).extend(new)
+        if has_key:
+            self._delete_rest(run, i)
         return None
 
     def _has_key(self, client: int, clock: int) -> bool:
