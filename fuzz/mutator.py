@@ -307,13 +307,12 @@ def change_origin(document: Document, rng: random.Random) -> None:
 
 
 def change_neighbours(document: Document, rng: random.Random) -> None:
-    """One struct is to the left and to the right, or both lie within one: Yjs writes that, too."""
+    """What is to the left is to the right, too: Yjs was seen to write that."""
     if (place := _a_struct(document, rng)) is not None:
         section, at = place
         struct = section.structs[at]
         one = struct.origin or struct.right or _some_id(document, rng, section.clock + at)
-        struct.origin = one
-        struct.right = one if rng.random() < 0.5 else (one[0], max(0, one[1] + rng.choice((-1, 1))))
+        struct.origin = struct.right = one
 
 
 def change_key_bit(document: Document, rng: random.Random) -> None:
