@@ -255,7 +255,6 @@ def test_nothing_of_an_engine_is_refused(name: str, capsys: pytest.CaptureFixtur
     assert report.counts["agrees"] > 0.8 * report.counts["sessions"]
 
 
-@pytest.mark.xfail(reason="the store deletes all of a long value but its last clock")
 def test_attributes_of_ypy_stay_whole() -> None:
     """It writes them as text under a key. Yjs shows the last letter, y-py and pycrdt the whole."""
     require("YPy")
