@@ -606,7 +606,12 @@ class Room:
             reason = f"the document is full: it takes more than {limit} bytes"
             effects += self._dismiss(member, CloseCode.DOCUMENT_FULL, reason, now)
             return True
-        new = self.store.add(update)
+        try:
+            new = self.store.add(update)
+        except RemoteProtocolError as exc:
+            self.counters.bad_frames += 1
+            effects += self._dismiss(member, exc.close_code, str(exc), now)
+            return True
         # What is known already may be one of those that are not stored yet.
         if self.store.is_settled(update) and (new is not None or not self._unsent):
             self._announce(member, update, new, effects)

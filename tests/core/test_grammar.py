@@ -31,7 +31,7 @@ from mutator import mutate
 
 from ycore import RemoteProtocolError, check_update
 from ycore.lib0 import MAX_SAFE_INTEGER, UNDEFINED, BigInt
-from ycore.steps import Steps
+from ycore.steps import Steps, finish
 from ycore.updates import (
     decode_state_vector,
     decode_state_vector_steps,
@@ -389,6 +389,9 @@ def test_what_cannot_be_left_out_is_refused() -> None:
     ):
         with pytest.raises(RemoteProtocolError, match="not before its own"):
             parse_update(update({(1, 0): [A, bad]}))
+        assert finish(parse_update_steps(update({(1, 0): [A, bad]}))).impossible == [(1, 1, 2)]
+    with pytest.raises(RemoteProtocolError, match="struct 1000 of client 1 refers"):
+        finish(parse_update_steps(update({(1, 0): [item(text("a"), parent=(1, 9999))] * 1025})))
 
 
 MERGED = bytes.fromhex(

@@ -883,6 +883,29 @@ def test_values_of_a_key_that_clients_merged_are_kept(room: Room) -> None:
     assert room.receive(author, edit(merged), now=0) == []
 
 
+def test_a_struct_that_cannot_be_is_refused_unless_it_is_known(room: Room) -> None:
+    """As Yjs 14 writes it: the clocks are wrong, and those of other structs."""
+    wrong = bytes.fromhex(
+        "010400080400000b002800000b0161017fc600030004046c696e6b0474727565860004046c696e6b046e756c6c00"
+    )
+    author, other = enter(room), enter(room)
+    assert plain(room.receive(author, edit(wrong), now=0)) == [("close", author, 1007)]
+    room.receive(other, edit(update({(0, 0): [item(text("hello, world"))]})), now=0)
+    assert room.receive(other, edit(wrong), now=0) == []
+    assert room.counters.bad_frames == 1
+    assert Doc.view(room.store).to_json() == {"t": "hello, world"}
+
+
+def test_of_a_heavy_update_with_an_impossible_struct_nothing_is_added(room: Room) -> None:
+    author = enter(room)
+    sections = {(client, 0): [gc(1)] for client in range(1, 5000)}
+    bad = item(text("a"), parent=(9000, 5))
+    assert taken_in(room, author, Frame(edit(update(sections | {(9000, 0): [bad]}))))[0] == [
+        ("close", author, 1007)
+    ]
+    assert room.store.encode() == EMPTY
+
+
 PENDING = bytes.fromhex("0101ac0200886401017d030164010101")
 """The third value of a key, from somebody who lacks the second."""
 

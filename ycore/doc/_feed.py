@@ -131,7 +131,7 @@ class Feed:
         """
         parsed = parse_update(update)
         if parsed.is_amended:
-            raise RemoteProtocolError("an item is to the left of itself")
+            raise RemoteProtocolError("the right origin of an item is not before its own id")
         for section in parsed.sections:
             client, end = section.client, section.ends[-1]
             if end > self._known.get(client, 0):

@@ -21,6 +21,8 @@ Some things look like mistakes, and are what honest clients write:
   left out. No id refers to one but by mistake, and theirs may be anything.
 - yrs may take such a struct for the right neighbour of the one that then has its id. Yjs would
   throw on an item that is to the left of itself, so that right origin is left out.
+- Other ids that a struct could not have known are refused, unless it is known already: Yjs 14
+  (a release candidate) was seen to write wrong clocks where the first struct has no length.
 - An item that has a neighbour may have a key and not say so: see `HAS_KEY`.
 - A client may be named without structs, or without delete ranges (pycrdt). And `Y.mergeUpdates`
   names one twice if it was given an update whose clients were not sorted, as Yjs 13.0 wrote them.
@@ -85,6 +87,8 @@ _MANY: Final = 64
 _MANY_NEIGHBOURS: Final = 1024
 """Of how many clients it is noted which of their structs an update depends on: of more, an attacker
 could have too much noted."""
+_MANY_IMPOSSIBLE: Final = 1000
+"""How many structs are noted that may be let pass only if they are known."""
 _NAMED_TYPES: Final = (3, 5)  # YXmlElement and YXmlHook carry a name
 _ANY_OBJECT: Final = 118
 
@@ -144,6 +148,7 @@ class ParsedUpdate:
         "data",
         "deletes",
         "has_keys",
+        "impossible",
         "is_amended",
         "is_long",
         "neighbours",
@@ -174,6 +179,9 @@ class ParsedUpdate:
         or parent. None if these are too many clients."""
         self.is_amended = False
         """Whether the right origin of an item was left out that was the item itself."""
+        self.impossible: list[tuple[int, int, int]] = []
+        """Client, first clock and clock after the last of structs with ids that they could not have
+        known. Yjs throws on integrating one: it may be added only where it is known already."""
         # While it is read:
         self.bad_id = 0
         """Where in the struct that is being read an id is that it could not have known, if any."""
@@ -202,6 +210,7 @@ def _parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
     sections = sorted(update.sections, key=_falling_client)
     for done in range(0, len(sections), _PART):
         part = ParsedUpdate(update.data)
+        part.impossible = [] if done else update.impossible  # the first has all, or none is added
         part.sections = sections[done : done + _PART]
         part.has_keys = update.has_keys
         part.neighbours = update.neighbours
@@ -284,11 +293,15 @@ def parse_update(data: bytes, limits: UpdateLimits = NO_LIMITS) -> ParsedUpdate:
     Raises:
         RemoteProtocolError: it is malformed; the message says where.
     """
-    return finish(parse_update_steps(data, limits))
+    update = finish(parse_update_steps(data, limits))
+    for client, clock, _ in update.impossible:
+        raise impossible(client, clock)
+    return update
 
 
 def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[ParsedUpdate]:
-    """`parse_update` in steps."""
+    """`parse_update` in steps. Structs that are impossible are let pass: `StructStore.add` refuses
+    them, unless they are known."""
     size = len(data)
     update = ParsedUpdate(data)
     deletes = update.deletes
@@ -448,7 +461,7 @@ def _read_structs(
             _cut(update, offset, pos)
             continue
         if update.bad_id:
-            _leave_out_right_origin(update, offset, clock)
+            _amend(update, offset, client, clock, clock + length)
         if info & HAS_KEY:
             update.has_keys = True
         clock += length
@@ -474,9 +487,9 @@ def _cut(update: ParsedUpdate, begin: int, stop: int) -> None:
     update.cuts.extend((begin, stop))
 
 
-def _leave_out_right_origin(update: ParsedUpdate, offset: int, clock: int) -> None:
+def _amend(update: ParsedUpdate, offset: int, client: int, clock: int, end: int) -> None:
     """An id in the item at `offset` is not before the item. If it is the right origin, and the item
-    itself, and there is an origin besides, it is left out."""
+    itself, and there is an origin besides, it is left out. Otherwise the item is impossible."""
     data, bad_at = update.data, update.bad_id
     update.bad_id = 0
     if data[offset] & HAS_BOTH == HAS_BOTH:
@@ -488,7 +501,16 @@ def _leave_out_right_origin(update: ParsedUpdate, offset: int, clock: int) -> No
             _cut(update, right_at, stop)
             update.without_right.append(offset)
             return
-    raise RemoteProtocolError(f"id at byte {bad_at} refers to a struct not before its own")
+    update.impossible.append((client, clock, end))
+    if len(update.impossible) > _MANY_IMPOSSIBLE:
+        raise impossible(client, clock)
+
+
+def impossible(client: int, clock: int) -> RemoteProtocolError:
+    """What is wrong with a struct that names an id which it could not have known."""
+    return RemoteProtocolError(
+        f"struct {clock} of client {client} refers to a struct not before its own"
+    )
 
 
 def _skip_item_head(

@@ -47,6 +47,7 @@ from ._grammar import (
     Section,
     decode_state_vector,
     encode_state_vector,
+    impossible,
     parse_update,
     parse_update_steps,
     parts_of,
@@ -133,6 +134,9 @@ class StructStore:
             RemoteProtocolError: the update is malformed; nothing has changed.
         """
         parsed = update if isinstance(update, ParsedUpdate) else parse_update(bytes(update))
+        for client, start, end in parsed.impossible:
+            if self._clients.get(client) is None or _gaps(self._clients[client], start, end):
+                raise impossible(client, start)
         all_new = parsed.tidy
         has_hole = False
         whole: list[Section] = []
