@@ -34,7 +34,7 @@ from ycore import (
     merge_updates,
 )
 from ycore.steps import Steps, finish
-from ycore.updates import HeldBack, decode_state_vector, encode_state_vector, parse_update
+from ycore.updates import decode_state_vector, encode_state_vector, parse_update
 from ycore.updates._runs import run_of
 
 EMPTY = bytes.fromhex("0000")
@@ -602,7 +602,7 @@ def test_an_item_has_its_neighbours_key_whatever_it_says(structs: list[tuple[int
         updates, _ = spread(with_hints(structs, random))
         store = filled(*[updates[i] for i in order])
         assert store.encode() == update(sections)
-        assert (store.held_back(), store.own_deletes()) == ([], None)
+        assert (store.behind(), store.own_deletes()) == ({}, None)
         assert filled(merge_updates(updates)).encode() == update(sections)
 
 
@@ -662,20 +662,16 @@ def test_many_long_values_of_one_client() -> None:
     assert store.own_deletes() == update({}, {1: [(20, 1), (80, 1)]})
 
 
-def test_what_is_held_back_and_what_for() -> None:
+def test_who_is_behind() -> None:
     store = filled(
         update({(1, 0): [item(text("ab"))], (2, 3): [gc(2)], (3, 0): [item(V, origin=(1, 4))]}),
         update({(3, 1): [gc(1)], (4, 0): [gc(1), item(V, parent=(3, 1)), skip(2), gc(5)]}),
     )
-    assert store.held_back() == [
-        HeldBack(2, 0, 2, (2, 0)),
-        HeldBack(3, 0, 2, (1, 4)),
-        HeldBack(4, 1, 6, (3, 1)),
-    ]
+    assert store.behind() == {2: 0, 3: 0, 4: 1}
     store.add(update({(1, 2): [gc(9)]}))
-    assert store.held_back() == [HeldBack(2, 0, 2, (2, 0)), HeldBack(4, 2, 5, (4, 2))]
+    assert store.behind() == {2: 0, 4: 2}
     store.add(update({(2, 0): [gc(3)], (4, 2): [gc(2)]}))
-    assert store.held_back() == []
+    assert store.behind() == {}
 
 
 @given(st.data())
@@ -704,7 +700,7 @@ def test_the_order_does_not_matter(data: st.DataObject) -> None:
             store = filled(*updates)
             # What waited may have been joined with what it continues, and is then deleted as one.
             assert explode(store.encode()).units == expected.units
-            assert store.held_back() == []
+            assert store.behind() == {}
             again = filled(*updates, store.encode())
             assert again.encode() == store.encode()
 
@@ -725,18 +721,18 @@ def test_long_work_is_done_in_steps() -> None:
     assert turns >= 2
     assert store.is_settled(parse_update(first))
     assert explode(store.own_deletes() or b"").deletes == {(1, 1 + 2 * i) for i in range(9998)}
-    assert store.held_back() == []
+    assert store.behind() == {}
 
 
 def test_many_who_wait_are_woken_in_steps() -> None:
     others = [update({(client, 0): [item(V, origin=(1, 0))]}) for client in range(2, 9000)]
     store = filled(*others)
-    assert len(store.held_back()) == 8998
+    assert len(store.behind()) == 8998
     store.add(update({(1, 0): [item(V, key="k")]}))
     turns = 1
     while store.settle():
         turns += 1
     assert turns >= 3
-    assert store.held_back() == []
+    assert store.behind() == {}
     kinds = [unit.kind for unit in explode(store.encode()).units.values()]
     assert kinds == [0x28] * 8999  # values of a key, all of them

@@ -64,18 +64,6 @@ def _run_start(run: Run) -> int:
     return run.start
 
 
-class HeldBack(NamedTuple):
-    """Structs of a client that can't be put in their place."""
-
-    client: int
-    start: int
-    """The first of their clocks."""
-    clocks: int
-    """How many clocks of it wait."""
-    missing: tuple[int, int]
-    """Client and clock of what they wait for: the first of them, or what it is attached to."""
-
-
 class _Behind:
     """How far a client is that is behind."""
 
@@ -435,18 +423,12 @@ class StructStore:
         own, self._own_deletes = self._own_deletes, {}
         return _encode_news([], {client: coalesce(ranges) for client, ranges in own.items()})
 
-    def held_back(self) -> list[HeldBack]:
-        """The structs that no document can show yet, since something is missing."""
+    def behind(self) -> dict[int, int]:
+        """Client -> the clock up to which its structs can be put in their place, for those whose
+        later ones wait for something that is missing."""
         while self.settle():
             pass
-        held = []
-        for client, behind in self._behind.items():
-            clock = behind.clock
-            clocks = sum(
-                run.end - max(run.start, clock) for run in self._clients[client] if run.end > clock
-            )
-            held.append(HeldBack(client, clock, clocks, behind.awaited or (client, clock)))
-        return held
+        return {client: behind.clock for client, behind in self._behind.items()}
 
     # -- reading
 

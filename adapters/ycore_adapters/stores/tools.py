@@ -57,8 +57,9 @@ class Contents:
 
     def waiting(self) -> Waiting:
         """What of the document is held back, as something that it builds on is missing: by whatever
-        wrote it, since nothing is lost here unsaid. Takes as long as opening the document."""
-        return Doc.view(self.document).waiting
+        wrote it, since nothing is lost here unsaid. Takes as long as opening the document, if there
+        is something."""
+        return Doc.view(self.document).waiting if self.document.behind() else Waiting({}, {})
 
 
 async def exists(store: Store, room: str) -> bool:
