@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,9 @@ def interruptible() -> Iterator[None]:
     What a script starts in the background has SIGINT ignored, and so have its children: the tests
     may be run like that.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what becomes of signals
+        return
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
