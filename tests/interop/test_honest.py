@@ -227,12 +227,16 @@ def in_parts(try_some: Callable[[Sequence[int]], Report], sessions: int) -> Repo
     parts = [seeds[at : at + AT_ONCE] for at in range(0, sessions, AT_ONCE)]
     report = Report()
     context = get_context("spawn")
-    with ProcessPoolExecutor(min(PROCESSES, len(parts)), context, max_tasks_per_child=20) as pool:
-        for part in pool.map(try_some, parts):
-            report += part
-            if len(report.failures) >= MAX_FAILURES:
-                pool.shutdown(cancel_futures=True)
-                break
+    while parts and len(report.failures) < MAX_FAILURES:
+        # New processes every now and then, since engines leak. (What the pool itself offers for
+        # that, max_tasks_per_child, hangs on CPython 3.11.)
+        some, parts = parts[: PROCESSES * 20], parts[PROCESSES * 20 :]
+        with ProcessPoolExecutor(min(PROCESSES, len(some)), context) as pool:
+            for part in pool.map(try_some, some):
+                report += part
+                if len(report.failures) >= MAX_FAILURES:
+                    pool.shutdown(cancel_futures=True)
+                    break
     return report
 
 
