@@ -705,6 +705,13 @@ def test_the_order_does_not_matter(data: st.DataObject) -> None:
             assert again.encode() == store.encode()
 
 
+def test_who_is_behind_is_said_once_all_is_settled() -> None:
+    chain = [item(V), *[item(V, origin=(1, i)) for i in range(9999)]]
+    store = filled(update({(1, 1): chain[1:]}), update({(2, 0): [item(V, origin=(1, 10_000))]}))
+    store.add(update({(1, 0): chain[:1]}))
+    assert store.behind() == {2: 0}
+
+
 def test_long_work_is_done_in_steps() -> None:
     chain = [item(V, key="k")] + [
         item(text("ab"), origin=(1, max(2 * i - 1, 0))) for i in range(9999)
