@@ -73,7 +73,7 @@ class Peer:
 
     Args:
         prefix: what the path must begin with, "/" at both ends; the rest of it names the room.
-        max_message_bytes: longer messages close the connection (1009) before they are read.
+        max_message_bytes: longer messages close the connection (4413) before they are read.
         max_request_bytes, max_request_headers: longer requests are answered with 431.
         compression: whether permessage-deflate is negotiated with who offers it.
     """
@@ -368,10 +368,11 @@ class Peer:
             self._output.append(ws.send(event.response()))
         elif ws.state is ConnectionState.OPEN:
             # An error: wsproto says how to close, and leaves it to us.
-            reason = event.reason
-            if event.code == CloseReason.MESSAGE_TOO_BIG:
+            code, reason = event.code, event.reason
+            if code == CloseReason.MESSAGE_TOO_BIG:
+                code = CloseCode.TOO_LARGE
                 reason = f"a message is at most {self._max_message_bytes} bytes"
-            self._output.append(ws.send(CloseConnection(event.code, reason)))
+            self._output.append(ws.send(CloseConnection(code, reason)))
             self._is_open = False
             self._message = None
             self.state = PeerState.CLOSING

@@ -117,14 +117,14 @@ ENDING: dict[str, tuple[bytes, int]] = {
     "continued as compressed": (frame(0x42, SQUEEZED[:7]) + frame(0xC0, SQUEEZED[7:]), 1002),
     "compressed ping": (frame(0xC9, b"\0"), 1002),
     "other reserved bit": (frame(0xA2), 1002),
-    "one byte too long": (frame(0xC2, squeeze(bytes(10_001))), 1009),
+    "one byte too long": (frame(0xC2, squeeze(bytes(10_001))), 4413),
     "too long in fragments": (
         frame(0x42, LONG[:-3]) + frame(0x00, LONG[-3:]),
-        1009,
+        4413,
     ),
-    "many last blocks": (frame(0xC2, squeeze(bytes(101), zlib.Z_FINISH) * 100), 1009),
-    "too long a frame": (b"\xc2\xfe\x27\x11", 1009),
-    "bomb": (frame(0xC2, BOMB)[:10_000], 1009),
+    "many last blocks": (frame(0xC2, squeeze(bytes(101), zlib.Z_FINISH) * 100), 4413),
+    "too long a frame": (b"\xc2\xfe\x27\x11", 4413),
+    "bomb": (frame(0xC2, BOMB)[:10_000], 4413),
     "compressed text": (frame(0xC1, squeeze(b"text")), 1003),
 }
 

@@ -77,7 +77,7 @@ def test_connections_of_one_address(port: int) -> None:
 def test_a_message(port: int) -> None:
     client = Client(port).open("/a")
     client.sock.sendall(frame(0x82, bytes(2**20 + 1))[:14])  # it is enough to say so
-    assert "1048576 bytes" in closed_with(client, 1009)
+    assert "1048576 bytes" in closed_with(client, 4413)
 
 
 def test_a_document(port: int) -> None:

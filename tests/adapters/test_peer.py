@@ -437,10 +437,10 @@ TOO_BIG = message(b"x" * 1001)
 ENDING: dict[str, tuple[bytes, int | None]] = {
     "text": (frame(0x81, b"text"), 1003),
     "half a text": (frame(0x01, b"te"), 1003),
-    "too big": (TOO_BIG, 1009),
+    "too big": (TOO_BIG, 4413),
     "too big in fragments": (
         fragments(b"x" * 600, b"x" * 600),
-        1009,
+        4413,
     ),
     "not masked": (b"\x82\x01x", 1002),
     "reserved bit": (frame(0xC2, b"x"), 1002),
@@ -467,7 +467,7 @@ ENDING: dict[str, tuple[bytes, int | None]] = {
     "a handshake for TLS": (CLIENT_HELLO, 1002),
     "length longer than need be": (b"\x82\xfe\x00\x01" + bytes(5), 1002),
     "absurd length": (b"\x82\xff\xff" + bytes(7 + 4), 1002),
-    "long frame": (b"\x82\xff\x7f" + bytes(7 + 4), 1009),
+    "long frame": (b"\x82\xff\x7f" + bytes(7 + 4), 4413),
 }
 
 
@@ -502,7 +502,7 @@ def test_too_big_a_message_is_refused_before_it_was_read_whole() -> None:
         talk = Talk(Peer(max_message_bytes=1000))
         talk.say(_whole, request() + data)
         [close] = talk.heard()
-        assert close == CloseConnection(code=1009, reason="a message is at most 1000 bytes")
+        assert close == CloseConnection(code=4413, reason="a message is at most 1000 bytes")
 
 
 @pytest.mark.parametrize(

@@ -271,10 +271,10 @@ async def test_who_comes_who_goes_and_who_is_refused_is_in_the_log(
 @pytest.mark.parametrize(
     ("frame", "code"),
     [
-        (b"\x82\x81\x00\x00\x00\x00\xff", 1007),  # no y-protocols message
-        (b"\x82\x80\x00\x00\x00\x00", 1007),  # nothing at all
+        (b"\x82\x81\x00\x00\x00\x00\xff", 4400),  # no y-protocols message
+        (b"\x82\x80\x00\x00\x00\x00", 4400),  # nothing at all
         (b"\x81\x81\x00\x00\x00\x00x", 1003),
-        (b"\x82\xff\x00\x00\x00\x00\x7f\x00\x00\x00" + bytes(4 + 2000), 1009),
+        (b"\x82\xff\x00\x00\x00\x00\x7f\x00\x00\x00" + bytes(4 + 2000), 4413),
         (b"\xf2\x81\x00\x00\x00\x00x", 1002),
         (b"\x88\x80\x00\x00\x00\x00", 1005),
     ],
