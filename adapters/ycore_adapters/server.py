@@ -48,7 +48,7 @@ _READ_BYTES: Final = 16 * 1024
 """How much is read from a socket in one go."""
 _SLICE_BYTES: Final = 2 * 1024
 """How much of that is taken apart before it is looked whether others should have a turn: perhaps
-340 frames, or 2 MB that were compressed."""
+340 frames."""
 _WRITE_BYTES: Final = 256 * 1024
 """How much is offered to a socket in one write: more than its buffer rarely takes."""
 _WRITE_PARTS: Final = 64
@@ -406,7 +406,7 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                 return partial(self._work_off, [], data)
             until = self.heard + _TURN
             rest = self._take_now(self.peer.receive(data), until)
-            if rest:
+            if rest or self.peer.has_more:
                 return partial(self._work_off, rest)
             self._worked_off()
             if time.monotonic() > until:  # who costs so much is read again when others had a turn
@@ -436,17 +436,22 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         try:
             turn_ends = 0.0 if events else time.monotonic() + _TURN
             at = 0
-            while events or data is not None:
+            while events or data is not None or self.peer.has_more:
                 for event in events:
                     turn_ends = await self._share(turn_ends)
                     await self._take(event)
                 events = []
-                if data is not None:
+                if self.peer.has_more:
+                    turn_ends = await self._share(turn_ends)
+                    events += self.peer.go_on()
+                elif data is not None:
                     turn_ends = await self._share(turn_ends)
                     events += self.peer.receive(data[at : at + _SLICE_BYTES])
                     at += _SLICE_BYTES
                     if at >= len(data):
                         data = None
+                if self.peer.unfinished:
+                    self.server.hold(self, self.peer.unfinished)
             self._worked_off()
         except OSError:  # the connection broke
             self.end()

@@ -60,12 +60,18 @@ class Talk:
     requests: list[Request] = field(default_factory=list)
     messages: list[bytes] = field(default_factory=list)
     output: bytes = b""
+    turns: int = 0
+    """How often others could have had one in between."""
 
     def say(self, feed: Feed, data: bytes) -> None:
         """Feed it bytes, and accept what asks to be accepted."""
         for piece in feed(data):
             events = self.peer.receive(piece)
-            while events:
+            while events or self.peer.has_more:
+                if not events:
+                    self.turns += 1
+                    events += self.peer.go_on()
+                    continue
                 event = events.pop(0)
                 if isinstance(event, Request):
                     self.requests.append(event)
@@ -429,6 +435,17 @@ def test_messages_are_read_and_pings_answered(
     assert talk.messages == messages
     assert talk.heard() == answer
     assert talk.peer.state is PeerState.OPEN
+
+
+def test_of_many_pings_that_come_together_some_are_answered_and_the_latest() -> None:
+    pings = [b"%d" % i for i in range(1000)]
+    talk = Talk(Peer())
+    talk.say(_whole, request())
+    talk.say(_whole, b"".join(map(ping, pings)) + message(b"x") + CLOSE)
+    *pongs, close = talk.heard()
+    assert pongs == [Pong(payload=payload) for payload in [*pings[:9], pings[-1]]]
+    assert isinstance(close, CloseConnection)
+    assert talk.messages == [b"x"]
 
 
 TOO_BIG = message(b"x" * 1001)
