@@ -23,7 +23,8 @@ class Settings:
     """How long a member may be too slow to take what is sent to it before it is closed (1013)."""
 
     idle_timeout: float = 30.0
-    """How long a room without members stays in memory: long enough to sit out a page reload."""
+    """How long a room without members stays in memory, if no other needs its place: long enough to
+    sit out a page reload."""
 
     answer_bytes: int = 8 * 2**20
     """How many bytes of answers a member may ask for per second in the long run: a question takes a
@@ -37,7 +38,8 @@ class Settings:
 
     max_rooms: int = 100_000
     """How many rooms may be in memory at once. An empty one takes some 3 KB; anyone who may choose
-    a name opens one. Who comes to one more is closed (1013)."""
+    a name opens one. With one more, a room that nobody is in gives way; if there is none, who comes
+    is closed (1013)."""
 
     max_members: int = 5_000
     """How many may be in one room: each hears of each. One more is closed (1013)."""
