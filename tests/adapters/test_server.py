@@ -899,11 +899,13 @@ async def test_who_compresses_and_who_does_not_see_the_same() -> None:
             await level(client)
         assert [sock.peer.window for sock in running.server._sockets].count(15) == 2
         for author, client in enumerate(clients, 1):
-            long = edit(author, 0, b"again and again, " * 1000)
-            await client.send(long)
-            for other in clients:
-                if other is not client:
-                    assert await other.receive() == long
+            for clock, long in enumerate(
+                (b"again and again, " * 1000, bytes(2**20), bytes(3 * 2**20))
+            ):
+                await client.send(edit(author, clock, long))
+                for other in clients:
+                    if other is not client:
+                        assert await other.receive() == edit(author, clock, long)
 
 
 # ---- going down
