@@ -448,7 +448,6 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
 
     async def _work_off(self, events: list[Event | Frame], data: bytes | None = None) -> None:
         """What may take longer: wait where that has to be, and let others have their turns."""
-        self.busy = True
         try:
             turn_ends = 0.0 if events else time.monotonic() + _TURN
             at = 0
@@ -466,10 +465,8 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                     at += _SLICE_BYTES
                     if at >= len(data):
                         data = None
-                if self.peer.unfinished:
+                if self.peer.unfinished and not events:
                     self.server.hold(self, self.peer.unfinished)
-            self.busy = False
-            self.heard = time.monotonic()
             self._worked_off()
         except OSError:  # the connection broke
             self.end()
@@ -490,8 +487,11 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         else:
             self.server.hold(self, len(event))
             if self.member is not None:
+                self.busy = True
                 await self.server.driver.receive(self.member, event)
+                self.busy = False
             self.server.hold(self, 0)
+            self.heard = time.monotonic()
 
     async def _answer(self, request: Request) -> None:
         driver = self.server.driver

@@ -616,8 +616,9 @@ async def test_who_sends_pings_in_a_flood_is_answered_the_latest() -> None:
 
 
 @pytest.mark.source
+@pytest.mark.parametrize("last", [0, 1000], ids=["in one go", "its end by itself"])
 async def test_nothing_is_kept_of_a_message_that_was_worked_off(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
     size = 8 * 2**20
     async with serving() as running, running.connect() as client:
@@ -633,7 +634,11 @@ async def test_nothing_is_kept_of_a_message_that_was_worked_off(
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
-            await client.stream.send(message)
+            await client.stream.send(message[: len(message) - last])
+            if last:
+                while running.server._held < size - last:
+                    await anyio.lowlevel.checkpoint()
+                await client.stream.send(message[-last:])
             await arrived.wait()
             await anyio.wait_all_tasks_blocked()
             kept = tracemalloc.get_traced_memory()[0] - before
