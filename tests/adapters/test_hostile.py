@@ -561,10 +561,12 @@ class World:
         return self.cases % 20 == 0
 
     def check_log(self) -> None:
-        """Nothing new was logged: neither a traceback nor what would fill a disk."""
+        """Nothing new was logged: neither a traceback nor what would fill a disk. Once a minute it
+        may say that somebody seems to speak another protocol."""
         logged = self.log.read_bytes()[self.seen :]
         self.seen += len(logged)
-        assert logged == b"", logged.decode()
+        lines = [line for line in logged.splitlines() if b"does not speak y-websocket" not in line]
+        assert lines == [], logged.decode()
 
     def close(self) -> None:
         self.process.kill()
