@@ -421,7 +421,7 @@ class _Socket(Connection):
             self._leave()
         elif len(message) > self._app.asgi.max_message_bytes:
             reason = f"a message is at most {self._app.asgi.max_message_bytes} bytes"
-            self.close(CloseCode.MESSAGE_TOO_BIG, reason)
+            self.close(CloseCode.TOO_LARGE, reason)
             self._leave()
         elif self.member is not None and self._driver is not None:
             await self._driver.receive(self.member, message)

@@ -64,6 +64,7 @@ from ycore.updates import ParsedUpdate, parse_update_steps, parts_of
 
 from ._document import DocumentClosed, open_document
 from ._eventloop import EventLoop, event_loop
+from ._files import within
 from ._origins import check_origin
 from .connection import Connection
 from .hooks import Access, HookCalls, Hooks, Refused, Request, is_own_cancellation
@@ -250,7 +251,8 @@ class Driver:
 
     Args:
         store: an open store. The driver does not close it.
-        settings, limits: of the rooms, and of the driver itself.
+        settings, limits: of the rooms, and of the driver itself. Unless `Settings.max_rooms` was
+            set, there are no more rooms than the open files suffice for that the system allows.
         hooks: the application's.
         clock: monotonic seconds.
         wall_clock: seconds since 1970, for what is stored.
@@ -268,7 +270,7 @@ class Driver:
     ) -> None:
         self.hooks = hooks or Hooks()
         tells = self.hooks.on_awareness is not None
-        self.hub = Hub(replace(settings or Settings(), tell_awareness=tells))
+        self.hub = Hub(replace(within(settings or Settings()), tell_awareness=tells))
         self.limits = limits or DriverSettings()
         self.clock = clock
         self.hook_errors: Counter[str] = Counter()
@@ -395,6 +397,9 @@ class Driver:
         member.link = connection
         if not any(isinstance(effect, Close) for effect in effects):
             logger.info("joined %s read_only=%s", _Who(room, connection), read_only)
+        while effects and isinstance(unload := effects[0], Unload):  # another room gives way
+            self._carry_out(unload.room, [unload])
+            del effects[0]
         self._carry_out(member.room, effects)
         return member
 

@@ -48,7 +48,7 @@ _READ_BYTES: Final = 16 * 1024
 """How much is read from a socket in one go."""
 _SLICE_BYTES: Final = 2 * 1024
 """How much of that is taken apart before it is looked whether others should have a turn: perhaps
-340 frames, or 2 MB that were compressed."""
+340 frames."""
 _WRITE_BYTES: Final = 256 * 1024
 """How much is offered to a socket in one write: more than its buffer rarely takes."""
 _WRITE_PARTS: Final = 64
@@ -96,9 +96,18 @@ class ServerSettings:
     """The longest WebSocket message: a whole document, when a client comes with a new one."""
 
     max_unfinished_bytes: int = 512 * 2**20
-    """How many bytes of messages there may be in all that are still being received or taken in.
-    With more, the connection with the longest one is closed (1013): otherwise a few dozen, each
-    within its own limit, could use up all memory."""
+    """How many bytes of messages there may be in all that are still being received or taken in:
+    otherwise a few dozen, each within its own limit, could use up all memory. With more, the
+    address pays that keeps most (1013): of its connections, those that have kept most for longest.
+    """
+
+    message_timeout: float = 30.0
+    """For how long nothing may come of a message that has begun. Then it is closed (1013)."""
+
+    message_rate: int = 8 * 1024
+    """How many bytes of it give it one of these seconds back. So it may come at this rate, or
+    faster and with pauses: a slow mobile network does twice as many a second. Slower, it would
+    keep for hours what has come of it."""
 
     max_request_bytes: int = 16 * 1024
     """How long a request line with its headers may be. Tokens in cookies and queries fit. It bounds
@@ -339,6 +348,12 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         """When it was sent a ping; None if it was heard of since."""
         self.held = 0
         """How many bytes of its message are kept, unfinished or being worked on."""
+        self.began = 0.0
+        """Since when."""
+        self._came = 0
+        """How much had come of a message when it was last looked at, ..."""
+        self._late_at = inf
+        """... and when it will be too late for what is missing, if nothing comes."""
         self.busy = False
         """Whether it is not read just now, since what it sent before has to wait."""
         self._outbox: list[bytes | memoryview] = []
@@ -406,7 +421,7 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                 return partial(self._work_off, [], data)
             until = self.heard + _TURN
             rest = self._take_now(self.peer.receive(data), until)
-            if rest:
+            if rest or self.peer.has_more:
                 return partial(self._work_off, rest)
             self._worked_off()
             if time.monotonic() > until:  # who costs so much is read again when others had a turn
@@ -436,17 +451,22 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         try:
             turn_ends = 0.0 if events else time.monotonic() + _TURN
             at = 0
-            while events or data is not None:
+            while events or data is not None or self.peer.has_more:
                 for event in events:
                     turn_ends = await self._share(turn_ends)
                     await self._take(event)
                 events = []
-                if data is not None:
+                if self.peer.has_more:
+                    turn_ends = await self._share(turn_ends)
+                    events += self.peer.go_on()
+                elif data is not None:
                     turn_ends = await self._share(turn_ends)
                     events += self.peer.receive(data[at : at + _SLICE_BYTES])
                     at += _SLICE_BYTES
                     if at >= len(data):
                         data = None
+                if self.peer.unfinished and not events:
+                    self.server.hold(self, self.peer.unfinished)
             self._worked_off()
         except OSError:  # the connection broke
             self.end()
@@ -501,6 +521,12 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
             if peer.state is PeerState.DONE:
                 self.flush()
                 self.end()
+
+    def drop(self, reason: str) -> None:
+        """Close it for now, and take in nothing more of the message that it is sending."""
+        self.close(CloseCode.TRY_AGAIN_LATER, reason)
+        self.leave()
+        self.server.hold(self, 0)
 
     def leave(self) -> None:
         member, self.member = self.member, None
@@ -627,7 +653,9 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                 member = self.member
                 if member is not None and member.room.state is State.OPEN and not member.synced:
                     self.server.warn_of(self, "it does not ask for the document")
-            if self.busy:
+            if self._is_late(now):
+                self.drop("the message came too slowly")
+            elif self.busy:
                 pass
             elif self.pinged is None:
                 if now >= self.heard + settings.ping_interval:
@@ -636,6 +664,17 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                 self.abort()
         elif now >= self.since + settings.close_timeout:
             self.abort()
+
+    def _is_late(self, now: float) -> bool:
+        """Whether a message has begun of which too little comes. Time in which it is not read does
+        not count."""
+        settings = self.server.settings
+        came, self._came = self._came, self.peer.unfinished
+        if self.busy or self._came < max(came, 1):  # none has begun, or a new one
+            self._late_at = inf
+        won = (self._came - came) / settings.message_rate
+        self._late_at = min(self._late_at + won, now + settings.message_timeout)
+        return now >= self._late_at
 
 
 class Server:
@@ -664,9 +703,9 @@ class Server:
         self._addresses: Counter[str | None] = Counter()
         """How many of them come from each."""
         self._held = 0
-        """How much they hold in all."""
+        """How much they hold in all of messages."""
         self._refused = _Refused()
-        self._warned = -inf
+        self._warned = self._warned_of_space = -inf
         self._accepting = anyio.CancelScope()
         self._patience = anyio.CancelScope()
         self._all_gone = anyio.Event()
@@ -793,15 +832,32 @@ class Server:
         return True
 
     def hold(self, sock: _Socket, size: int) -> None:
-        """Note how much is kept of a connection's message; if all keep too much, let one go."""
+        """Note how much is kept of a connection's message; if all keep too much, let some go."""
+        if size and not sock.held:
+            sock.began = time.monotonic()
         self._held += size - sock.held
         sock.held = size
         if self._held > self.settings.max_unfinished_bytes:
-            largest = max(self._sockets, key=lambda sock: sock.held)
-            logger.warning("messages take too much memory bytes=%d", self._held)
-            largest.close(CloseCode.TRY_AGAIN_LATER, "the server has too much to read at once")
-            largest.leave()  # so that no more of its message is taken in
-            self.hold(largest, 0)
+            self._make_space()
+
+    def _make_space(self) -> None:
+        """Close connections that keep too much. Some more than need be: to look for them takes
+        10 ms if there are many."""
+        enough = self.settings.max_unfinished_bytes * 15 // 16
+        now = time.monotonic()
+        kept: Counter[str | None] = Counter()
+        for sock in self._sockets:
+            kept[sock.address] += sock.held
+        [(address, _)] = kept.most_common(1)
+        theirs = [sock for sock in self._sockets if sock.address == address and sock.held]
+        theirs.sort(key=lambda sock: sock.held * (1 + now - sock.began), reverse=True)
+        if now >= self._warned_of_space + _WARN_EVERY:
+            self._warned_of_space = now
+            logger.warning("messages take too much memory bytes=%d address=%s", self._held, address)
+        for sock in theirs:
+            if self._held <= enough:
+                break
+            sock.drop("the server has too much to read at once")
 
     async def _sweep(self) -> None:
         while True:

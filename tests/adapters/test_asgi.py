@@ -297,11 +297,11 @@ async def test_who_is_cancelled_while_it_is_asked_leaves_nothing() -> None:
 @pytest.mark.parametrize(
     ("message", "code"),
     [
-        ({"bytes": b"\xff"}, 1007),
-        ({"bytes": b""}, 1007),
+        ({"bytes": b"\xff"}, 4400),
+        ({"bytes": b""}, 4400),
         ({"text": "x"}, 1003),
         ({"text": "x", "bytes": None}, 1003),
-        ({"bytes": bytes(2000)}, 1009),
+        ({"bytes": bytes(2000)}, 4413),
     ],
     ids=["garbage", "empty", "text", "text too", "too long"],
 )

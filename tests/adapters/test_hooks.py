@@ -549,7 +549,7 @@ async def test_edits_that_are_refused_say_so() -> None:
             async with driver.document("full") as doc:
                 doc.get_text("t").insert(0, "x" * 2000)
                 doc.get_text("t").insert(0, "x")
-        assert closed.value.code == CloseCode.DOCUMENT_FULL
+        assert closed.value.code == CloseCode.TOO_LARGE
 
 
 async def test_what_goes_wrong_in_the_body_comes_out_as_it_is() -> None:

@@ -462,7 +462,7 @@ def test_bad_bytes_cost_their_sender_its_connection_and_change_nothing(
     bad, good = room.join(now=0)[0], enter(room)
     appear(room, bad, 9)
     assert plain(room.receive(bad, frame, now=0)) == [
-        ("close", bad, 1007),
+        ("close", bad, 4400),
         ("send", ("awareness", (9, 2, None)), [good]),
     ]
     assert room.store.encode() == EMPTY
@@ -536,14 +536,14 @@ def test_too_much_while_loading() -> None:
     room = Room("doc", loading=True, settings=Settings(max_waiting_bytes=100))
     one, _ = room.join(now=0)
     assert room.receive(one, b"x" * 60, now=0) == []
-    assert plain(room.receive(one, b"x" * 60, now=0)) == [("close", one, 1009)]
+    assert plain(room.receive(one, b"x" * 60, now=0)) == [("close", one, 1013)]
     assert room.members == ()
 
 
 def test_bad_bytes_are_found_while_the_room_loads() -> None:
     room = Room("doc", loading=True)
     bad, good = room.join(now=0)[0], room.join(now=0)[0]
-    assert plain(room.receive(bad, b"", now=0)) == [("close", bad, 1007)]
+    assert plain(room.receive(bad, b"", now=0)) == [("close", bad, 4400)]
     assert room.receive(bad, edit(A), now=0) == []
     room.opened(now=0)
     assert room.members == (good,)
@@ -1072,7 +1072,7 @@ def test_a_bad_end_undoes_a_long_beginning(room: Room) -> None:
     bad, good = enter(room), enter(room)
     structs = [item(text("x"), parent="t") for _ in range(10_000)]
     frame = Frame(edit(update({(9, 0): structs})) + b"\x00\x09\x00")
-    assert taken_in(room, bad, frame)[0] == [("close", bad, 1007)]
+    assert taken_in(room, bad, frame)[0] == [("close", bad, 4400)]
     assert room.store.encode() == EMPTY
     assert room.members == (good,)
 
@@ -1090,7 +1090,7 @@ def test_who_is_gone_has_nothing_more_taken_in(room: Room) -> None:
 def test_a_frame_has_only_so_many_messages(room: Room) -> None:
     fine, bad = enter(room), enter(room)
     assert room.receive(fine, edit(A) * 1000, now=0)
-    assert plain(room.receive(bad, edit(B) * 1001, now=0)) == [("close", bad, 1009)]
+    assert plain(room.receive(bad, edit(B) * 1001, now=0)) == [("close", bad, 4413)]
 
 
 @pytest.mark.parametrize(
@@ -1107,7 +1107,7 @@ def test_an_update_has_only_so_much(limits: UpdateLimits, good: Any, bad: Any) -
     room = Room("doc", settings=Settings(update_limits=limits))
     member = enter(room)
     assert room.receive(member, edit(update(good)), now=0)
-    assert plain(room.receive(member, edit(update(bad)), now=0)) == [("close", member, 1009)]
+    assert plain(room.receive(member, edit(update(bad)), now=0)) == [("close", member, 4413)]
 
 
 def test_a_state_vector_names_only_so_many_clients() -> None:
@@ -1115,7 +1115,7 @@ def test_a_state_vector_names_only_so_many_clients() -> None:
     member, _ = room.join(now=0)
     assert room.receive(member, step1({1: 1, 2: 2}), now=0)
     bad = step1({1: 1, 2: 2, 3: 3})
-    assert plain(room.receive(member, bad, now=0)) == [("close", member, 1009)]
+    assert plain(room.receive(member, bad, now=0)) == [("close", member, 4413)]
 
 
 def test_an_update_has_only_so_many_delete_ranges() -> None:
@@ -1123,14 +1123,14 @@ def test_an_update_has_only_so_many_delete_ranges() -> None:
     member = enter(room)
     assert room.receive(member, edit(update({}, {1: [(0, 1), (5, 1)]})), now=0)
     bad = edit(update({}, {1: [(0, 1)], 2: [(0, 1), (5, 1)]}))
-    assert plain(room.receive(member, bad, now=0)) == [("close", member, 1009)]
+    assert plain(room.receive(member, bad, now=0)) == [("close", member, 4413)]
 
 
 def test_an_update_names_only_so_many_clients_in_its_deletes() -> None:
     room = Room("doc", settings=Settings(update_limits=UpdateLimits(sections=1)))
     member = enter(room)
     bad = edit(update({}, {1: [(0, 1)], 2: [(0, 1)]}))
-    assert plain(room.receive(member, bad, now=0)) == [("close", member, 1009)]
+    assert plain(room.receive(member, bad, now=0)) == [("close", member, 4413)]
 
 
 def test_a_full_document_takes_what_it_knows_and_nothing_else() -> None:
@@ -1169,9 +1169,9 @@ def test_a_member_shows_only_so_much() -> None:
     room.receive(one, show((3, 2, state)), now=0)
     assert list(room.awareness.states) == [1, 2, 3]
     many = show(*[(client, 1, "{}") for client in range(6)])
-    assert ("close", one, 1008) in plain(room.receive(one, many, now=0))
+    assert ("close", one, 4413) in plain(room.receive(one, many, now=0))
     long = show((9, 1, '"' + "x" * 50 + '"'))
-    assert plain(room.receive(two, long, now=0)) == [("close", two, 1008)]
+    assert plain(room.receive(two, long, now=0)) == [("close", two, 4413)]
 
 
 def test_a_clock_too_high_to_count_on_from_is_ignored(room: Room) -> None:

@@ -97,7 +97,7 @@ def test_two_converge_on_the_core_alone(clients: Clients, run: Run, name: str, p
     a.wait(text="hello world", present=[b])
     a.drop()
     b.wait(absent=[a], within=1)
-    assert clients.raw(f"{url}/room", binary="ff")["code"] == 1007
+    assert clients.raw(f"{url}/room", binary="ff")["code"] == 4400
     if name != "own_framework.py":
         b.fill(10_000_000)  # more than may wait for one client
     late = clients.client(url, "room")

@@ -95,7 +95,7 @@ _ANY_OBJECT: Final = 118
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateLimits:
-    """What one update, or state vector, may hold. More is refused with close code 1009."""
+    """What one update, or state vector, may hold. More is refused with close code 4413."""
 
     structs: int = 4_000_000
     """While an update is read, each struct takes 16 bytes besides its own. A page of prose has

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import importlib.util
 import logging
-import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -20,6 +19,7 @@ from click.core import ParameterSource
 
 from ycore import Settings
 
+from .._files import enough_for, raise_limit
 from ..driver import Driver, DriverSettings
 from ..hooks import Access, Hooks
 from ..server import Server, ServerSettings, listen_tcp, listen_unix
@@ -76,20 +76,20 @@ _ROOMS = Settings()
 @click.option(
     "--max-connections",
     type=click.IntRange(1),
-    show_default=f"{_DEFAULTS.max_connections}, or half of the open files allowed",
+    show_default=f"{_DEFAULTS.max_connections}, or 3/8 of the open files allowed",
     help="How many connections there may be in all.",
 )
 @click.option(
     "--max-connections-per-address",
-    default=_DEFAULTS.max_connections_per_address,
     type=click.IntRange(1),
+    show_default=f"{_DEFAULTS.max_connections_per_address}, or a quarter of --max-connections",
     help="How many may come from one address. Behind a proxy all do: set it as high as the other.",
 )
 @click.option(
     "--max-rooms",
     type=click.IntRange(1),
-    show_default=f"{_ROOMS.max_rooms}, or half of the open files allowed",
-    help="How many rooms may be in use at once.",
+    show_default=f"{_ROOMS.max_rooms}, or 3/8 of the open files allowed",
+    help="How many rooms may be in memory at once.",
 )
 @click.option(
     "--max-members",
@@ -141,7 +141,7 @@ def serve(
     idle_timeout: float,
     prefix: str,
     max_connections: int | None,
-    max_connections_per_address: int,
+    max_connections_per_address: int | None,
     max_rooms: int | None,
     max_members: int,
     max_document_mb: int,
@@ -161,12 +161,14 @@ def serve(
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    files = _open_files_allowed()
+    raise_limit()
+    connections = max_connections or min(_DEFAULTS.max_connections, enough_for())
     try:
         settings = ServerSettings(
             prefix=prefix,
-            max_connections=max_connections or min(_DEFAULTS.max_connections, files // 2),
-            max_connections_per_address=max_connections_per_address,
+            max_connections=connections,
+            max_connections_per_address=max_connections_per_address
+            or min(_DEFAULTS.max_connections_per_address, (connections + 3) // 4),
             max_message_bytes=max_message_mb * 2**20,
             compression=compression,
         )
@@ -175,7 +177,7 @@ def serve(
     store = MemoryStore() if memory else store_at(data, fsync=fsync, keep_history=keep_history)
     where = "memory only" if memory else f"{data.absolute()} (fsync {fsync})"
     rooms = Settings(
-        max_rooms=max_rooms or min(_ROOMS.max_rooms, files // 2),
+        max_rooms=max_rooms or _ROOMS.max_rooms,
         max_members=max_members,
         max_document_bytes=max_document_mb * 2**20,
         idle_timeout=idle_timeout,
@@ -319,13 +321,3 @@ def _url(listener: socket.socket, prefix: str) -> str:
         return f"ws+unix:{address}"
     host = f"[{address[0]}]" if listener.family == socket.AF_INET6 else address[0]
     return f"ws://{host}:{address[1]}{prefix.rstrip('/')}"
-
-
-def _open_files_allowed() -> int:
-    """How many files may be open, once the soft limit was raised as far as we may: each member
-    needs one, and each room that was edited."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft if soft != resource.RLIM_INFINITY else 2**20
