@@ -18,11 +18,24 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+# Compiled code hands exceptions on to what it awaits with `throw(type, value, traceback)`, which
+# Python deprecates from 3.12 on (https://github.com/mypyc/mypyc/issues/1214). The call is in a file
+# of mypyc's runtime that the generated C includes: it is given a mended copy of that.
 _SETUP = """
+from pathlib import Path
+
+import mypyc
 from mypyc.build import mypycify
 from setuptools import setup
 
-setup(name="ycore", packages=[], ext_modules=mypycify({arguments}, group_name="ycore"))
+extensions = mypycify({arguments}, group_name="ycore")
+runtime = Path(mypyc.__file__).parent / "lib-rt" / "misc_ops.c"
+deprecated = "PyObject_CallFunctionObjArgs(_m, type, value, traceback, NULL)"
+mended = runtime.read_text().replace(deprecated, "PyObject_CallOneArg(_m, value)")
+Path("build", runtime.name).write_text(mended)
+for extension in extensions:
+    extension.include_dirs.insert(0, "build")
+setup(name="ycore", packages=[], ext_modules=extensions)
 """
 
 

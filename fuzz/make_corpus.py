@@ -59,6 +59,32 @@ REPROS: Final = {
     "empty": "0000",
 }
 
+HONEST: Final = {
+    # What honest clients write, and was refused or turned to garbage once.
+    "values-merged-by-yjs": (
+        "010407002801016d016b017d01880700017d022801016d01780177016188" + "0701017d030107010002"
+    ),
+    "waiting-in-its-client": "0101ac0200a86401017d030164010101",
+    "waiting-elsewhere": "0101ac0200886401017d030164010101",
+    "two-values": "0102640028" + "01016d016b017d01a86400017d020164010001",
+    "empty-structs": (
+        "0105ed92df9a9ee5d7040004010174016184ed92df9a9ee5d7040005f09f98806284ed92df9a9ee5d7040300"
+        "c4ed92df9a9ee5d70400ed92df9a9ee5d704010178c4ed92df9a9ee5d70403ed92df9a9ee5d70404017900"
+    ),
+    "between-one-struct": (
+        "010bb8e1da070648b9e1da07040177010ac7b9e1da0704b9e1da0705000800b8e1da07070177017888b8e1da07"
+        "0801770161c7b8e1da0708b8e1da0709000800b8e1da070a037d017701787706e6bca2e5ad97c8b8e1da0708b8"
+        "e1da070a017948b8e1da0708027603016b7d0301737706e6bca2e5ad97016e75037d017d027601017a7e7d01c7"
+        "b8e1da0710b8e1da071001c8b8e1da0711b8e1da0710017b404f76d5c9a20000c8bae1da0701bae1da07020177"
+        "026e6200"
+    ),
+    "one-client-twice": (
+        "04028bb3cb9e070041800100048480010003efbfbd01a8cdd9d40514c4a8cdd9d40504a8cdd9d4050501780180"
+        "01000401017403efbfbd028bb3cb9e070041800100048480010003efbfbd018bb3cb9e07010004"
+    ),
+    "string-as-a-value": "0101010024010178016b0474657874" + "00",
+}
+
 
 def write(target: str, name: str, data: bytes) -> None:
     folder = CORPUS / target
@@ -80,6 +106,13 @@ def main() -> None:
         write("update", name, data)
         write("updates", f"{name}-first", pack([data, *list(repros.values())[-12:-2]]))
     write("updates", "all-of-them", pack(list(repros.values())))
+    honest = {name: bytes.fromhex(data) for name, data in HONEST.items()}
+    for name, data in honest.items():
+        write("update", name, data)
+        write("updates", name, pack([data]))
+    waits = [honest[name] for name in ("two-values", "waiting-elsewhere", "waiting-in-its-client")]
+    for at in range(3):
+        write("updates", f"waiting-{at}", pack(waits[at:] + waits[:at]))
 
     singles: list[bytes] = []
     with Oracle(require_node()) as oracle:
@@ -141,6 +174,8 @@ def main() -> None:
             edit = bytes((10, at % 2, len(single))) + single
             ask = bytes((8, at % 3, 0))
             write("rooms", f"edit-{at}", join + opened + join + ask + ask + edit + later + edit)
+    for name, data in honest.items():
+        write("rooms", f"honest-{name}", join + opened + bytes((10, 0, len(data))) + data)
     stall = bytes((6, 1))
     resume = bytes((7, 1))
     entry = encode_awareness(here)

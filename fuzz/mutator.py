@@ -55,6 +55,11 @@ class Struct:
     """A root type's name, or an item's id; None where an origin says it."""
     key: bytes | None = None
 
+    @property
+    def has_neighbour(self) -> bool:
+        """Whether it is an item whose parent, and key if it has one, are a neighbour's."""
+        return self.origin is not None or self.right is not None
+
     def encode(self) -> bytes:
         if self.info in (GC, SKIP):
             return bytes((self.info,)) + self.content
@@ -106,7 +111,7 @@ class Document:
 
 
 def take_apart(update: bytes) -> Document:
-    """Raises RemoteProtocolError unless the update is well-formed."""
+    """Leaves out structs of no length. Raises RemoteProtocolError unless it is well-formed."""
     parsed = parse_update(update)
     document = Document()
     end = 0
@@ -119,7 +124,7 @@ def take_apart(update: bytes) -> Document:
             document.sections.append(last)
         bounds = [section.begin + offset for offset in section.offsets] + [section.stop]
         for begin, stop in pairwise(bounds):
-            last.structs.append(_take_struct_apart(update, begin, stop))
+            last.structs.append(_take_struct_apart(parsed.data, begin, stop))
         end = section.ends[-1]
     for client, ranges in parsed.deletes.items():
         document.deletes.append((client, [(start, end - start) for start, end in ranges]))
@@ -181,13 +186,18 @@ GOOD_CONTENTS: Final[list[tuple[int, bytes]]] = [
     (DOC, string(b"guid") + _any({})),
     (DOC, string(b"guid") + _any({"meta": {"a": 1}, "autoLoad": True})),
 ]
-BAD_CONTENTS: Final[list[tuple[int, bytes]]] = [
+EMPTY_CONTENTS: Final[list[tuple[int, bytes]]] = [
+    (GC, uint(0)),
     (DELETED, uint(0)),
-    (DELETED, uint(2**53)),
     (JSON, uint(0)),
+    (STRING, string(b"")),
+    (ANY, uint(0)),
+]
+"""Structs of no length: pycrdt and Yjs 14 write some."""
+BAD_CONTENTS: Final[list[tuple[int, bytes]]] = [
+    (DELETED, uint(2**53)),
     (JSON, uint(1) + string(b"NaN")),
     (JSON, uint(1) + string(b"undefinedx")),
-    (STRING, string(b"")),
     (STRING, string(b"\xc3\x28")),
     (STRING, string(b"\xed\xa0\x80")),
     (STRING, uint(2**31) + b"abc"),
@@ -196,7 +206,6 @@ BAD_CONTENTS: Final[list[tuple[int, bytes]]] = [
     (FORMAT, string(b"bold") + string(b"Infinity")),
     (TYPE, uint(7)),
     (TYPE, uint(3)),
-    (ANY, uint(0)),
     (ANY, uint(1) + b"\x73"),
     (ANY, uint(1) + b"\x75\x01" * 300 + b"\x7e"),
     (ANY, uint(2**32) + b"\x7e"),
@@ -295,6 +304,57 @@ def change_origin(document: Document, rng: random.Random) -> None:
         which = rng.choice(("origin", "right"))
         new = None if rng.random() < 0.2 else _some_id(document, rng, section.clock + at)
         setattr(section.structs[at], which, new)
+
+
+def change_neighbours(document: Document, rng: random.Random) -> None:
+    """What is to the left is to the right, too: Yjs was seen to write that."""
+    if (place := _a_struct(document, rng)) is not None:
+        section, at = place
+        struct = section.structs[at]
+        one = struct.origin or struct.right or _some_id(document, rng, section.clock + at)
+        struct.origin = struct.right = one
+
+
+def change_key_bit(document: Document, rng: random.Random) -> None:
+    """Say of an item with a neighbour that it has a key, or that it has none: that says nothing."""
+    if (place := _a_struct(document, rng)) is not None:
+        struct = place[0].structs[place[1]]
+        if struct.has_neighbour:
+            struct.key = b"" if struct.key is None else None
+
+
+def forget_keys(document: Document, _: random.Random | None = None) -> None:
+    """Write it as Y.mergeUpdates and Y.diffUpdate do, and clients do what waits in them: of an item
+    with a neighbour they don't know whether it has a key."""
+    for section in document.sections:
+        for struct in section.structs:
+            if struct.has_neighbour:
+                struct.key = None
+
+
+def replace_value(document: Document, rng: random.Random) -> None:
+    """Behind an item, with its key if it has one: what setting a key again does, perhaps longer."""
+    if (place := _a_struct(document, rng)) is not None:
+        section, at = place
+        client, clock = _some_client(document, rng), section.clock + at
+        kind, content = rng.choice(GOOD_CONTENTS)
+        value = Struct(kind, content, (section.client, clock), key=rng.choice((None, b"")))
+        if client == section.client:
+            section.structs.append(value)
+        else:
+            document.sections.append(Section(client, rng.randrange(3), [value]))
+
+
+def insert_empty(document: Document, rng: random.Random) -> None:
+    """A struct of no length: all others keep their clocks."""
+    if (place := _a_struct(document, rng)) is not None:
+        section, at = place
+        like = section.structs[at]
+        kind, content = rng.choice(EMPTY_CONTENTS)
+        empty = Struct(kind, content)
+        if kind != GC and like.info not in (GC, SKIP):
+            empty = Struct(kind, content, like.origin, like.right, like.parent, like.key)
+        section.structs.insert(at + rng.randrange(2), empty)
 
 
 def change_parent(document: Document, rng: random.Random) -> None:
@@ -399,6 +459,12 @@ CHANGES: Final[list[Callable[[Document, random.Random], None]]] = [
     change_to_halves,
     change_origin,
     change_origin,
+    change_neighbours,
+    change_key_bit,
+    change_key_bit,
+    forget_keys,
+    replace_value,
+    insert_empty,
     change_parent,
     change_kind,
     drop_struct,
@@ -459,6 +525,40 @@ def mutate(
         _tidy_up(document)
     encoded = document.encode()
     return mutate_bytes(encoded, rng) if rng.random() < 0.05 else encoded
+
+
+def without_keys(update: bytes) -> bytes:
+    """The same update, as Y.mergeUpdates writes it: see `forget_keys`.
+
+    Raises RemoteProtocolError unless it is well-formed.
+    """
+    document = take_apart(update)
+    forget_keys(document)
+    return document.encode()
+
+
+def with_empties(update: bytes, rng: random.Random) -> bytes:
+    """The same update with structs of no length here and there, as pycrdt writes it.
+
+    Raises RemoteProtocolError unless it is well-formed.
+    """
+    document = take_apart(update)
+    for _ in range(3):
+        insert_empty(document, rng)
+    return document.encode()
+
+
+def with_one_neighbour(update: bytes, rng: random.Random) -> bytes:
+    """The same update, but the items that have an origin may have the same right origin.
+
+    Raises RemoteProtocolError unless it is well-formed.
+    """
+    document = take_apart(update)
+    for section in document.sections:
+        for struct in section.structs:
+            if struct.origin is not None and rng.random() < 0.3:
+                struct.right = struct.origin
+    return document.encode()
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Final
 
+from mutator import with_empties, with_one_neighbour, without_keys
 from ycore_adapters._peer import Peer, PeerState
 from ycore_adapters.hooks import Request
 from ycore_adapters.stores._log import (
@@ -132,24 +133,31 @@ def fuzz_messages(data: bytes) -> None:
 
 
 def fuzz_update(data: bytes) -> None:
-    """An update that is accepted is kept whole, and what is kept of it is well-formed."""
-    with suppress(RemoteProtocolError):
+    """An update that is accepted is kept whole, and what is kept of it is well-formed; and so is
+    what else an honest client may make of it: structs of no length, which make no difference, and
+    items between one struct."""
+    try:
         parsed = parse_update(data)
-        store = StructStore()
-        added = store.add(parsed)
-        whole = store.encode()
-        again = StructStore()
-        assert again.add(whole) == (whole if added is not None else None)
-        assert again.encode() == whole
-        assert store.add(whole) is None
-        assert store.knows(parsed)
-        assert again.state_vector() == store.state_vector()
+    except RemoteProtocolError:
+        return
+    store = StructStore()
+    added = store.add(parsed)
+    whole = store.encode()
+    again = StructStore()
+    assert again.add(whole) == (whole if added is not None else None)
+    assert again.encode() == whole
+    assert store.add(whole) is None
+    assert store.knows(parsed)
+    assert again.state_vector() == store.state_vector()
+    rng = random.Random(data)
+    assert merge_updates([with_empties(data, rng)]) == whole
+    check_update(with_one_neighbour(data, rng))
 
 
 def fuzz_updates(data: bytes) -> None:
     """Whatever updates a store accepts, it stays the one document that all who follow it have, and
-    that can be shown."""
-    store, relayed, half = StructStore(), StructStore(), StructStore()
+    that can be shown, whichever items with a neighbour say that they have a key."""
+    store, relayed, half, keyless = StructStore(), StructStore(), StructStore(), StructStore()
     accepted: list[bytes] = []
     parts = unpack(data)[:8] or [data]
     for part in parts:
@@ -163,6 +171,7 @@ def fuzz_updates(data: bytes) -> None:
         assert known == (new is None)
         accepted.append(part)
         assert store.add(part) is None
+        keyless.add(without_keys(part))
         if new is not None:
             check_update(new)
             assert relayed.add(new) is not None
@@ -191,7 +200,12 @@ def fuzz_updates(data: bytes) -> None:
     with suppress(RemoteProtocolError):
         check_update(diff_update(whole, parts[0]))
     shown = Doc.view(store).to_json()
-    assert json.dumps(shown, allow_nan=False) == json.dumps(Doc.view(again).to_json())
+    text = json.dumps(shown, allow_nan=False)
+    assert text == json.dumps(Doc.view(again).to_json())
+    assert text == json.dumps(Doc.view(keyless).to_json())
+    merged = Doc()
+    merged.apply(without_keys(whole))
+    assert text == json.dumps(merged.to_json())
 
 
 def fuzz_state_vector(data: bytes) -> None:
@@ -280,6 +294,8 @@ class _Rooms:
         """Who may know less than the room thinks: it told it so, or sent something while the room
         was loading, so that we don't see what of it came from whom."""
         self.frames: dict[Member, Frame] = {}
+        self.mirrors: dict[Room, StructStore] = {}
+        """What a bare store makes of all that the room has taken."""
         self.loading: list[Room] = []
         self.unloading: list[Unload] = []
 
@@ -383,9 +399,9 @@ class _Rooms:
             self._receive(member, AwarenessUpdate(script.take()).encode())
         elif what in (10, 11, 12):
             update = script.take()
-            self._receive(member, Update(update).encode())
+            self._edit(member, Update(update))
         elif what == 13:
-            self._receive(member, SyncStep2(script.take()).encode())
+            self._edit(member, SyncStep2(script.take()))
         else:
             self._receive(member, script.take())
 
@@ -398,9 +414,25 @@ class _Rooms:
             if frame.done:
                 break
         else:
+            self.mirrors.pop(member.room, None)
             if member in self.members:
                 self.frames[member] = frame
         assert others <= set(member.room.members), "somebody else was thrown out"
+
+    def _edit(self, member: Member, message: Update | SyncStep2) -> None:
+        """What a room takes is what a store takes, whole."""
+        room = member.room
+        mirror = self.mirrors.get(room)
+        if mirror is None:
+            mirror = self.mirrors[room] = StructStore()
+            mirror.add(room.store.encode())
+        refused = room.counters.refused_updates
+        self._receive(member, message.encode())
+        if room.state is not State.OPEN or room not in self.mirrors:
+            self.mirrors.pop(room, None)
+        elif member in self.members and room.counters.refused_updates == refused:
+            mirror.add(message.update)
+            assert mirror.encode() == room.store.encode(), "not all of it was taken"
 
     def finish(self) -> None:
         """Whoever is in step and synced has all there is."""
@@ -429,8 +461,8 @@ class _Rooms:
 
 
 def fuzz_rooms(data: bytes) -> None:
-    """Whatever members send, in whatever order, it costs nobody else anything: nothing is shown
-    before it is stored, and no one is closed for another."""
+    """Whatever members send, in whatever order, it costs nobody else anything: all of what is taken
+    is stored, nothing is shown before it is, and no one is closed for another."""
     script = _Script(data)
     rooms = _Rooms()
     steps = 0

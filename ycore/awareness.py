@@ -62,13 +62,13 @@ def decode_awareness(payload: bytes) -> list[AwarenessEntry]:
 def decode_awareness_steps(
     payload: bytes, max_entries: int, max_state_bytes: int
 ) -> Steps[list[AwarenessEntry]]:
-    """`decode_awareness` in steps, with limits: above them, the close code is 1008."""
+    """`decode_awareness` in steps, with limits: above them, the close code is 1009."""
     count, pos = read_var_uint(payload, 0)
     if count * 3 > len(payload) - pos:  # id, clock and a string's length are a byte each at least
         raise RemoteProtocolError(f"awareness message declares {count} entries")
     if count > max_entries:
         reason = f"awareness message has {count} entries, more than {max_entries}"
-        raise RemoteProtocolError(reason, CloseCode.POLICY_VIOLATION)
+        raise RemoteProtocolError(reason, CloseCode.MESSAGE_TOO_BIG)
     entries = []
     for turn in range(1, count + 1):
         client, pos = read_var_uint(payload, pos)
@@ -77,7 +77,7 @@ def decode_awareness_steps(
         state, pos = read_var_string(payload, pos)
         if pos - start > max_state_bytes:
             reason = f"awareness state has {pos - start} bytes, more than {max_state_bytes}"
-            raise RemoteProtocolError(reason, CloseCode.POLICY_VIOLATION)
+            raise RemoteProtocolError(reason, CloseCode.MESSAGE_TOO_BIG)
         if len(state) > SHORT_JSON:
             yield from check_json_steps(state)
         else:

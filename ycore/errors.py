@@ -20,24 +20,32 @@ class CloseCode(IntEnum):
     UNSUPPORTED_DATA = 1003
     """A text frame: Yjs clients speak binary."""
     INVALID_PAYLOAD = 1007
-    """The bytes are no y-protocol message, or an update or awareness state in them is malformed."""
+    """Text that is no UTF-8, or a compressed message that can't be inflated. Our client closes with
+    it if a server sends what is no y-protocol message."""
     POLICY_VIOLATION = 1008
-    """More awareness than a member may have."""
+    """It asks for the whole document, or for everyone's awareness, too often."""
     MESSAGE_TOO_BIG = 1009
-    """The message is too long, or holds more than can be taken in."""
+    """Our client, and other servers, say this to a message that is too long; see `TOO_LARGE`."""
     INTERNAL_ERROR = 1011
     TRY_AGAIN_LATER = 1013
     """The room can't be served now: it or the server is full, its store failed, or this member was
     too slow for too long."""
+
+    # The server refuses with these what would come again with the next connection. On the codes
+    # from 4400 to 4499 y-websocket does not reconnect (from 3.1), nor does our own client. On all
+    # others it does, and uploads what was refused each time.
+
+    MALFORMED = 4400
+    """The bytes are no y-protocol message, or an update or awareness state in them is malformed."""
     UNAUTHORIZED = 4401
-    """Who is it? Like all codes from 4400 to 4499, one on which y-websocket, from 3.1, does not
-    reconnect."""
+    """Who is it?"""
     FORBIDDEN = 4403
     """Whoever it is may not come in."""
     DELETED = 4410
     """The document was deleted. Who came back would bring it back, whole."""
-    DOCUMENT_FULL = 4413
-    """The document takes more memory than it may. The same edits would be refused again."""
+    TOO_LARGE = 4413
+    """The message is too long, or holds more than can be taken in, or more awareness than a member
+    may have; or the document takes more memory than it may."""
 
 
 class ProtocolError(Exception):
@@ -51,9 +59,16 @@ class LocalProtocolError(ProtocolError):
 class RemoteProtocolError(ProtocolError):
     """The peer's bytes break the protocol; nothing has changed.
 
-    `close_code` is the WebSocket close code to answer with, `str(error)` the reason.
+    `close_code` is RFC 6455's code for it, `str(error)` the reason. A server answers a client with
+    `refusal` instead.
     """
 
     def __init__(self, reason: str, close_code: CloseCode = CloseCode.INVALID_PAYLOAD) -> None:
         super().__init__(reason)
         self.close_code = close_code
+
+    @property
+    def refusal(self) -> CloseCode:
+        """The close code that tells a client not to come back with the same."""
+        is_big = self.close_code is CloseCode.MESSAGE_TOO_BIG
+        return CloseCode.TOO_LARGE if is_big else CloseCode.MALFORMED

@@ -5,7 +5,10 @@ carried out in order; those of different rooms have nothing to do with each othe
 
     join an unknown name    -> Load(room): give it what the store has, then `room.opened`
     no members for a while  -> Unload(room, generation): let the store finish, then `unloaded`
+    a room too many         -> Unload of the one that has been empty for longest, at once
     the store failed        -> `close`: members are sent away, the next join loads afresh
+
+So `join` may return effects for other rooms than the one that is joined: these come first.
 
 Somebody may join while the store is still finishing. The room then stays: the generation (how many
 have joined, `Room.joins`) tells `unloaded` that it comes too late.
@@ -13,6 +16,7 @@ have joined, `Room.joins`) tells `unloaded` that it comes too late.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from heapq import heappop, heappush
 from itertools import count
@@ -28,6 +32,8 @@ __all__ = ["Hub"]
 
 _MIN_LOOK_INTERVAL: Final = 0.1
 """Seconds: time-outs that are set shorter are noticed this late."""
+_LEAVING: Final = 64
+"""How many rooms may have given way to others, and still wait for the store to finish with them."""
 
 
 class Hub:
@@ -37,7 +43,10 @@ class Hub:
         self.settings = settings or Settings()
         self._rooms: dict[str, Room] = {}
         self._unloading: dict[Room, int] = {}
-        """Room -> its generation when its Unload was returned."""
+        """Room -> its generation when its Unload was returned. Nobody has joined since."""
+        self._empty: deque[tuple[float, str]] = deque()
+        """Rooms that were empty when last all were looked at, and since when: who has been so for
+        longest comes first."""
         self._looks: list[tuple[float, int, Room]] = []
         """A heap: for each room, when it is looked at next. With a hundred thousand rooms one can't
         look at all of them whenever one is due."""
@@ -57,14 +66,19 @@ class Hub:
         """Let a member into the room of that name, which is opened if it is not yet."""
         effects: list[Effect] = []
         room = self._rooms.get(name)
-        if room is None and len(self._rooms) >= self.settings.max_rooms:
-            nowhere = Room(name, settings=self.settings)
-            reason = "the server has too many rooms open"
-            return nowhere.refuse(CloseCode.TRY_AGAIN_LATER, reason, now=now)
         if room is None:
+            # Rooms that are on their way out don't count: nobody has to wait for the store.
+            while len(self._rooms) - len(self._unloading) >= self.settings.max_rooms:
+                if (empty := self._longest_empty()) is None:
+                    nowhere = Room(name, settings=self.settings)
+                    reason = "the server has too many rooms open"
+                    member, refusal = nowhere.refuse(CloseCode.TRY_AGAIN_LATER, reason, now=now)
+                    return member, effects + refusal
+                effects.append(self._unload(empty))
             room = self._rooms[name] = Room(name, settings=self.settings, loading=True)
             effects.append(Load(room))
             self._look_again(room, now)
+        self._unloading.pop(room, None)
         member, greeting = room.join(now=now, read_only=read_only)
         return member, effects + greeting
 
@@ -99,12 +113,33 @@ class Hub:
             effects = room.handle_timeout(now=now)
             unload_at = self._unload_at(room)
             if unload_at is not None and now >= unload_at:
-                self._unloading[room] = room.joins
-                effects.append(Unload(room, room.joins))
+                effects.append(self._unload(room))
             if effects:
                 todo.append((room, effects))
             self._look_again(room, now)
         return todo
+
+    def _longest_empty(self) -> Room | None:
+        """The room that is to give way to another, if there is one.
+
+        To look at all takes a while, so that is done only once in as many times as empty ones are
+        found.
+        """
+        if len(self._unloading) >= _LEAVING:
+            return None
+        for _ in range(2):
+            while self._empty:
+                since, name = self._empty.popleft()
+                room = self._rooms.get(name)
+                if room is not None and room.idle_since == since and self._may_unload(room):
+                    return room
+            empty = [room for room in self._rooms.values() if self._may_unload(room)]
+            self._empty.extend(sorted((_idle_since(room), room.name) for room in empty))
+        return None
+
+    def _unload(self, room: Room) -> Unload:
+        self._unloading[room] = room.joins
+        return Unload(room, room.joins)
 
     def _look_again(self, room: Room, now: float) -> None:
         """See to it that a room is looked at when it is next due, and every so often in any case:
@@ -115,11 +150,18 @@ class Hub:
 
     def _unload_at(self, room: Room) -> float | None:
         """When the room will have been idle for long enough; None if it is not or that is known."""
-        if (
-            room.idle_since is None
-            or room.state is not State.OPEN
-            or room.has_unsent
-            or self._unloading.get(room) == room.joins
-        ):
-            return None
-        return room.idle_since + self.settings.idle_timeout
+        return _idle_since(room) + self.settings.idle_timeout if self._may_unload(room) else None
+
+    def _may_unload(self, room: Room) -> bool:
+        """Whether the room is empty, and nothing is left to be done in it."""
+        return (
+            room.idle_since is not None
+            and room.state is State.OPEN
+            and not room.has_unsent
+            and room not in self._unloading
+        )
+
+
+def _idle_since(room: Room) -> float:
+    assert room.idle_since is not None
+    return room.idle_since

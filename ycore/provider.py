@@ -216,7 +216,7 @@ def is_final(code: int) -> bool:
 
     - 4400 to 4499, by the convention of y-websocket (3.1, `defaultShouldReconnect`): the server
       decided.
-    - 1009: a document or an edit that is too long is sent again as it is.
+    - 1009, by which other servers refuse a message that is too long: it would be sent again.
     - 1015, as browsers call it that a TLS certificate is not to be trusted.
     - statuses of HTTP up to 499, such as 401, 403, 404, or a redirection, since the request would
       be the same again; but 408 (too slow) and 429 (too often) say nothing about it.

@@ -446,7 +446,7 @@ class Room:
         except RemoteProtocolError as exc:
             frame.done = True
             self.counters.bad_frames += 1
-            return self._dismiss(member, exc.close_code, str(exc), now)
+            return self._dismiss(member, exc.refusal, str(exc), now)
         if contents is None:
             return []
         if self.state is State.LOADING:
@@ -684,7 +684,7 @@ class Room:
         member._waiting_bytes += len(frame)
         if member._waiting_bytes > self.settings.max_waiting_bytes:
             reason = "too much was sent before the room was loaded"
-            return self._dismiss(member, CloseCode.MESSAGE_TOO_BIG, reason, now)
+            return self._dismiss(member, CloseCode.TRY_AGAIN_LATER, reason, now)
         member._waiting.append(frame)
         return []
 
@@ -765,9 +765,14 @@ class Room:
         if self.store.size > limit and not self.store.knows_structs(update):
             self.counters.refused_updates += 1
             reason = f"the document is full: it takes more than {limit} bytes"
-            effects += self._dismiss(member, CloseCode.DOCUMENT_FULL, reason, now)
+            effects += self._dismiss(member, CloseCode.TOO_LARGE, reason, now)
             return True
-        new = self.store.add(update)
+        try:
+            new = self.store.add(update)
+        except RemoteProtocolError as exc:
+            self.counters.bad_frames += 1
+            effects += self._dismiss(member, exc.close_code, str(exc), now)
+            return True
         # What is known already may be one of those that are not stored yet.
         if self.store.is_settled(update) and (new is not None or not self._unsent):
             self._announce(member, update, new, effects)

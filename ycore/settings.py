@@ -23,7 +23,8 @@ class Settings:
     """How long a member may be too slow to take what is sent to it before it is closed (1013)."""
 
     idle_timeout: float = 30.0
-    """How long a room without members stays in memory: long enough to sit out a page reload."""
+    """How long a room without members stays in memory, if no other needs its place: long enough to
+    sit out a page reload."""
 
     answer_bytes: int = 8 * 2**20
     """How many bytes of answers a member may ask for per second in the long run: a question takes a
@@ -37,7 +38,8 @@ class Settings:
 
     max_rooms: int = 100_000
     """How many rooms may be in memory at once. An empty one takes some 3 KB; anyone who may choose
-    a name opens one. Who comes to one more is closed (1013)."""
+    a name opens one. With one more, a room that nobody is in gives way; if there is none, who comes
+    is closed (1013)."""
 
     max_members: int = 5_000
     """How many may be in one room: each hears of each. One more is closed (1013)."""
@@ -47,11 +49,12 @@ class Settings:
     larger, new edits cost their author the connection (4413)."""
 
     update_limits: UpdateLimits = field(default_factory=UpdateLimits)
-    """What one update may hold. More is closed (1009)."""
+    """What one update may hold. More is closed (4413)."""
 
     max_waiting_bytes: int = 64 * 2**20
     """How many bytes of one member's frames are kept while the room loads. Offline edits to a large
-    document fit; a transport that reads no further until the room is open needs far less."""
+    document fit; a transport that reads no further until the room is open needs far less. Who
+    sends more is closed (1013): next time the room will be open."""
 
     max_awareness_clients: int = 64
     """How many awareness ids one member may announce: its own, and those of others that it passes
@@ -59,13 +62,13 @@ class Settings:
 
     max_awareness_entries: int = 10_000
     """How many states a room shows, and so how many one message may bring: clients pass on all that
-    they see change. More is closed (1008). Room for each of `max_members` is left: who is not there
+    they see change. More is closed (4413). Room for each of `max_members` is left: who is not there
     with an id of its own yet can always be."""
 
     max_awareness_bytes: int = 64 * 1024
     """How long a member's awareness states may be in all, give or take an id's share of it. A name
     and a cursor take some hundred bytes, an avatar some thousand, and each is repeated to
-    everybody. A single state that is longer is closed (1008); one too many is ignored."""
+    everybody. A single state that is longer is closed (4413); one too many is ignored."""
 
     custom_types: frozenset[int] = frozenset()
     """Message types of the application's own: they come back as `CustomMessage` effects. Messages

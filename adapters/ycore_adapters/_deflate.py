@@ -25,6 +25,13 @@ _TAIL: Final = b"\x00\x00\xff\xff"
 _NO_BIT: Final = RsvBits(False, False, False)
 _RSV1: Final = RsvBits(True, False, False)
 
+_FREE: Final = 4 * 2**20
+"""Up to how many bytes a message may inflate to however few it is sent in. Some honest documents
+hold the same line again and again."""
+_RATIO: Final = 64
+"""How many times its length a longer one may inflate to, at any point of it. What people and
+programs write is 2 to 20 times as long, rarely 50; a bomb 1,000 times."""
+
 Window: TypeAlias = int
 """The logarithm of how far back a compressed message may refer, 9 to 15."""
 
@@ -75,14 +82,20 @@ class Inbound(Extension):
     """What wsproto asks about each frame that comes in: is it too long, what was compressed in it?
 
     Args:
-        max_message_bytes: more than this ends the connection (1009): a frame that says in its
-            header that it will be longer at once, and one that inflates to more when it does.
+        max_message_bytes: more than this ends the connection: a frame that says in its header that
+            it will be longer at once, and one that inflates to more when it does.
         inflates: whether permessage-deflate was negotiated.
     """
 
     def __init__(self, max_message_bytes: int, *, inflates: bool) -> None:
+        self.too_big = f"a message is at most {max_message_bytes} bytes"
+        """Why a message was refused, if it was for its length."""
+        self.inflated = 0
+        """How many bytes have come of inflating. To be set to 0 by whoever gives others a turn."""
         self._limit = max_message_bytes
         self._inflates = inflates
+        self._came = 0
+        """Of the message so far, compressed."""
         self._size = 0
         """Of the message so far, inflated."""
         self._is_data = False
@@ -120,6 +133,7 @@ class Inbound(Extension):
         if not self._is_data:
             return data
         if self._inflater is not None:
+            self._came += len(data)
             return self._inflate(data)
         self._size += len(data)
         return data
@@ -130,7 +144,7 @@ class Inbound(Extension):
         if not self._is_data or not fin:
             return None
         rest = self._inflate(_TAIL) if self._inflater is not None else None
-        self._size = 0
+        self._came = self._size = 0
         self._inflater = None
         return rest
 
@@ -138,14 +152,18 @@ class Inbound(Extension):
         assert self._inflater is not None
         pieces = []
         while data:
-            room = self._limit - self._size
+            most = max(_FREE, _RATIO * self._came)
+            room = min(self._limit, most) - self._size
             try:
                 piece = self._inflater.decompress(data, room + 1)
             except zlib.error:
                 return CloseReason.INVALID_FRAME_PAYLOAD_DATA
             if len(piece) > room:
+                if most < self._limit:
+                    self.too_big = f"a message is at most {_RATIO} times as long as compressed"
                 return CloseReason.MESSAGE_TOO_BIG
             self._size += len(piece)
+            self.inflated += len(piece)
             pieces.append(piece)
             # A block may be marked as the last one, and be followed by more (section 7.2.3.4). The
             # old inflater must not see that: it would gather it up.

@@ -73,6 +73,7 @@ async def _watch(watch: Watch) -> None:
         rest = watch.readable()
         if rest is not None:
             await rest()
+            rest = None  # or it would keep what came until more comes
 
 
 class _Trio(EventLoop):

@@ -4,13 +4,15 @@ h11 reads the request, `_handshake` judges it, and wsproto speaks WebSocket once
 Plain requests are answered here, each with a short text and `Connection: close`.
 
     receive(bytes) -> events;  then send what `take_output()` gives
+    has_more -> go_on() -> events, when others have had a turn
     Request -> answer with accept() or refuse()
     bytes   -> one whole binary message
     state   -> DONE: close the socket once the output is sent
 
-What comes is worked off at once, in time linear in its bytes, and what is kept of it is bounded: of
-a request by `max_request_bytes`, of a message by `max_message_bytes`. Of what is to be sent only
-pongs add up, each no longer than its ping: the caller stops reading when too many wait.
+What comes is worked off at once, in time linear in its bytes, but that a compressed message is
+inflated a little at a time. What is kept of it is bounded: of a request by `max_request_bytes`, of
+a message by `max_message_bytes`. Of what is to be sent only pongs add up: of the pings that come
+together a few are answered, and the caller stops reading when too many answers wait.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from urllib.parse import unquote_to_bytes
 
 import h11
 from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, TextMessage
 from wsproto.frame_protocol import CloseReason
 
 from ycore import CloseCode
@@ -46,7 +48,14 @@ from .hooks import Request
 _FIN_BINARY: Final = 0x82
 _PING: Final = 0x89
 _PONG: Final = 0x8A
+_PONGS: Final = 10
+"""How many pings that come together are answered each, since who sends a few may count. Of more,
+only the latest is (RFC 6455 section 5.5.3)."""
 
+_INFLATE_BYTES: Final = 512
+"""How much is inflated in one go: to 528 KB at most."""
+_INFLATED: Final = 256 * 1024
+"""After how many inflated bytes others get a turn."""
 _COMPRESS_FROM: Final = 256
 _COMPRESS_UPTO: Final = 512 * 1024
 """Messages of how many bytes are compressed. Less is not worth the trouble, and nothing is found in
@@ -73,7 +82,7 @@ class Peer:
 
     Args:
         prefix: what the path must begin with, "/" at both ends; the rest of it names the room.
-        max_message_bytes: longer messages close the connection (1009) before they are read.
+        max_message_bytes: longer messages close the connection (4413) before they are read.
         max_request_bytes, max_request_headers: longer requests are answered with 431.
         compression: whether permessage-deflate is negotiated with who offers it.
     """
@@ -90,6 +99,9 @@ class Peer:
         unsynced: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.state = PeerState.REQUEST
+        self.refusal: tuple[int, str] | None = None
+        """The HTTP status and the text with which a request was answered, if no WebSocket came of
+        it."""
         self.window: Window | None = None
         """How to compress messages to it, if at all: see `frame_message`."""
         self._prefix = prefix
@@ -109,10 +121,14 @@ class Peer:
         """The headers of the answer that opens the WebSocket, once it was asked for."""
         self._ws: Connection | None = None
         """Once it is needed: most connections have nothing but plain frames."""
+        self._inbound: Inbound | None = None
+        """Of that, too."""
         self._is_open = False
         """Whether frames are still read: what answers our close frame, too."""
         self._header = b""
-        """The beginning of a frame whose header has not come as a whole."""
+        """The beginning of a frame whose header has not come as a whole, or of a ping or pong."""
+        self._more = b""
+        """What has come and was not taken apart yet."""
         self._due = 0
         """How many bytes are still to come of the frame that is being received."""
         self._mask: bytes | None = None
@@ -139,6 +155,16 @@ class Peer:
     def has_output(self) -> bool:
         """Whether there is something to be sent."""
         return bool(self._output)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether some of what came was not taken apart yet, for that others may have a turn."""
+        return bool(self._more)
+
+    def go_on(self) -> list[Event]:
+        """Take apart some more of it."""
+        more, self._more = self._more, b""
+        return self._receive_websocket(more)
 
     def take_output(self) -> bytes:
         """What is to be sent, and no longer kept here."""
@@ -216,6 +242,7 @@ class Peer:
         self, status: int, text: str, extra: list[tuple[bytes, bytes]] | None = None
     ) -> None:
         assert self._http is not None
+        self.refusal = status, text
         headers, body = _plain_answer(text, extra or ())
         reason = HTTPStatus(status).phrase.encode()
         response = h11.Response(status_code=status, headers=headers, reason=reason)
@@ -257,23 +284,34 @@ class Peer:
         if self._ws is None:
             inbound = Inbound(self._max_message_bytes, inflates=self.window is not None)
             self._ws = Connection(ConnectionType.SERVER, [inbound])
+            self._inbound = inbound
         return self._ws
 
     def _receive_websocket(self, data: bytes) -> list[Event]:
-        """Take frames apart: whole messages in one frame and pongs, nearly all there are, here,
-        where it takes a tenth of the time; all else, right or wrong, by wsproto, frame by frame."""
-        if self._header:
-            data, self._header = self._header + data, b""
+        """Take frames apart: whole messages in one frame, pings and pongs, nearly all there are,
+        here, where it takes a tenth of the time; all else, right or wrong, by wsproto, frame by
+        frame."""
+        if self._more or self._header:
+            data = self._header + self._more + data
+            self._header = self._more = b""
+        if self._inbound is not None:
+            self._inbound.inflated = 0
         messages: list[Event] = []
         size = len(data)
-        pos = 0
+        pos = pings = latest = 0
         while pos < size and self._is_open and self.state is not PeerState.DONE:
             if self._due:
-                part = data[pos : pos + self._due]
+                due = self._due
+                if self.window is not None and self._mask is None:
+                    due = min(due, _INFLATE_BYTES)
+                part = data[pos : pos + due]
                 pos += len(part)
                 self._due -= len(part)
                 if self._mask is None:
                     messages += self._receive_by_wsproto(part)
+                    if self._inbound is not None and self._inbound.inflated >= _INFLATED:
+                        self._more = data[pos:]
+                        break
                 else:
                     self._receive_part(part, self._mask, messages)
                 continue
@@ -312,7 +350,17 @@ class Peer:
                     self._message = BytesIO()
                     pos = begin
                 continue
-            if first == _PONG and is_masked and length < 126 and end <= size:
+            if first in (_PING, _PONG) and is_masked and length < 126:
+                if end > size:
+                    self._header = data[pos:]
+                    break
+                if first == _PING and self.state is PeerState.OPEN:
+                    if pings < _PONGS:
+                        pings += 1
+                        latest = len(self._output)
+                        self._output.append(b"")
+                    payload = _unmask(data[begin:end], data[begin - 4 : begin])
+                    self._output[latest] = _header(_PONG, length) + payload
                 pos = end
                 continue
             if first & 0x0F < 8:
@@ -348,10 +396,6 @@ class Peer:
                     self._message = None
             elif isinstance(event, TextMessage):
                 self._take_text(event)
-            elif isinstance(event, Ping):
-                # Each one, in order: the latest would be enough (RFC 6455 section 5.5.3), but who
-                # sends several may count. What waits of this is for the caller to bound.
-                self._output.append(ws.send(event.response()))
         return messages
 
     def _take_text(self, event: TextMessage) -> None:
@@ -364,10 +408,12 @@ class Peer:
             self._output.append(ws.send(event.response()))
         elif ws.state is ConnectionState.OPEN:
             # An error: wsproto says how to close, and leaves it to us.
-            reason = event.reason
-            if event.code == CloseReason.MESSAGE_TOO_BIG:
-                reason = f"a message is at most {self._max_message_bytes} bytes"
-            self._output.append(ws.send(CloseConnection(event.code, reason)))
+            code, reason = event.code, event.reason
+            if code == CloseReason.MESSAGE_TOO_BIG:
+                code = CloseCode.TOO_LARGE
+                assert self._inbound is not None
+                reason = self._inbound.too_big
+            self._output.append(ws.send(CloseConnection(code, reason)))
             self._is_open = False
             self._message = None
             self.state = PeerState.CLOSING

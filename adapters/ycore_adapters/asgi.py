@@ -242,6 +242,8 @@ class ASGIApp:
         try:
             request = self._request(scope, path)
         except _NoRoom as exc:
+            status, text, _ = exc.answer
+            logger.info("refused address=%s status=%d reason=%r", _address(scope), status, text)
             await _refuse(scope, send, exc.answer)
             return
         driver = self._driver
@@ -278,13 +280,12 @@ class ASGIApp:
             headers.append(
                 (b"sec-websocket-protocol", offered)
             )  # uvicorn with wsproto takes it out
-        host = scope["client"][0] if scope.get("client") else None
         return Request(
             room,
             raw.decode("latin-1") if raw else quote(scope["path"]),
             scope.get("query_string", b"").decode("latin-1"),
             tuple(headers),
-            host.removeprefix("::ffff:") if host else None,
+            _address(scope),
             scope,
         )
 
@@ -424,7 +425,7 @@ class _Socket(Connection):
             self._leave()
         elif len(message) > self._app.asgi.max_message_bytes:
             reason = f"a message is at most {self._app.asgi.max_message_bytes} bytes"
-            self.close(CloseCode.MESSAGE_TOO_BIG, reason)
+            self.close(CloseCode.TOO_LARGE, reason)
             self._leave()
         elif self.member is not None and self._driver is not None:
             await self._driver.receive(self.member, message)
@@ -478,6 +479,12 @@ def _path(scope: Scope) -> str:
     path: str = scope["path"]
     root = scope.get("root_path", "").rstrip("/")
     return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
+def _address(scope: Scope) -> str | None:
+    """The client's IP address, if it has one."""
+    host: str | None = scope["client"][0] if scope.get("client") else None
+    return host.removeprefix("::ffff:") if host else None
 
 
 async def _refuse(scope: Scope, send: Send, answer: Answer) -> None:

@@ -14,6 +14,7 @@ decided in `ycore.provider`; here are the sockets.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import ssl
@@ -50,6 +51,8 @@ __all__ = [
     "GaveUpError",
     "connect",
 ]
+
+logger = logging.getLogger(__name__)
 
 _READ_BYTES: Final = 64 * 1024
 _OUTBOX_BYTES: Final = 256 * 1024
@@ -119,6 +122,7 @@ class _Place:
         if room is not None:
             path = f"{path.rstrip('/')}/{quote(room, safe=_PATH_CHARACTERS)}"
         query = "&".join(filter(None, (parts.query, urlencode(params))))
+        self.url = f"{parts.scheme}://{parts.netloc}{path}"
         self.target = (path or "/") + (f"?{query}" if query else "")
         self.unix_socket = unix_socket
         self.ssl_context = None
@@ -155,7 +159,8 @@ class _Connection:
         """Whether it is over for the provider."""
         self.retry_after: float | None = None
         self._scope = anyio.CancelScope()
-        self._is_open = False
+        self.was_open = False
+        """Whether there was a WebSocket."""
         self._outbox: list[bytes] = []
         self._waiting = 0
         """How many bytes the socket has not taken."""
@@ -177,7 +182,7 @@ class _Connection:
 
     def close(self, code: CloseCode, reason: str) -> None:
         self.closing = True
-        if self._is_open:
+        if self.was_open:
             self._peer.close(code, reason)
             self._put_output()
             self._scope.deadline = anyio.current_time() + _CLOSE_TIMEOUT
@@ -223,7 +228,7 @@ class _Connection:
                 if isinstance(event, Message):
                     client.carry_out(client.provider.receive(event.data, now=now))
                 elif isinstance(event, Opened):
-                    self._is_open = True
+                    self.was_open = True
                     client.subprotocol = event.subprotocol
                     client.carry_out(client.provider.connected(now=now))
                 elif isinstance(event, Refused):
@@ -264,9 +269,11 @@ class Client:
     Everything here is for the event loop's thread.
     """
 
-    def __init__(self, provider: Provider, dial: Callable[[Client], _Connection]) -> None:
+    def __init__(self, provider: Provider, dial: Callable[[Client], _Connection], url: str) -> None:
         self.provider = provider
         """The conversation. Its updates have it as their origin."""
+        self.url = url
+        """Where the room is, without the query, which may have a token in it."""
         self.subprotocol: str | None = None
         """Which of those offered the server chose for the latest connection."""
         self._dial = dial
@@ -459,6 +466,7 @@ class Client:
             await self._changed.wait()
 
     async def _keep_connected(self) -> None:
+        failed = False
         while True:
             while not self._wanted:
                 await self._changed.wait()
@@ -466,6 +474,13 @@ class Client:
             connection = self._connection = self._dial(self)
             code, reason = await connection.run()
             self._connection = None
+            if connection.was_open:
+                failed = False
+            elif not connection.closing:
+                # Once in a row of failures; `observe` hears of each.
+                level = logging.INFO if failed else logging.WARNING
+                logger.log(level, "can't connect url=%s code=%d reason=%r", self.url, code, reason)
+                failed = True
             effects: list[Effect] = []
             if not connection.closing:
                 effects = self.provider.connection_lost(
@@ -499,7 +514,8 @@ async def connect(
 ) -> AsyncIterator[Client]:
     """Connect a document to a room, for as long as the context lasts.
 
-    Does not wait for the connection: see `Client.synced`. At the end, the last edits are stored if
+    Does not wait for the connection: see `Client.synced`. While there is no server, it tries again
+    and again, and logs a warning at the first time. At the end, the last edits are stored if
     there is a connection (2 s are given to that), the others are told that we are gone, and the
     connection is closed.
 
@@ -533,7 +549,7 @@ async def connect(
         return _Connection(client, place, peer)
 
     provider = Provider(doc, random=random.random, settings=settings)
-    client = Client(provider, dial)
+    client = Client(provider, dial, place.url)
     dial(client)  # so that a header that is none is an error here
     failed: Exception | None = None
     unsubscribe = doc.observe_updates(client.on_update)

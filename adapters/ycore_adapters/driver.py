@@ -64,6 +64,8 @@ from ycore.updates import ParsedUpdate, parse_update_steps, parts_of
 
 from ._document import DocumentClosed, open_document
 from ._eventloop import EventLoop, event_loop
+from ._files import within
+from ._origins import check_origin
 from ._turns import SLICE, Party, Turns, Work
 from .connection import Connection
 from .hooks import Access, HookCalls, Hooks, Refused, Request, is_own_cancellation
@@ -136,6 +138,10 @@ class DriverSettings:
 
     authorize_timeout: float = 5.0
     """For how many seconds `Hooks.authorize` may think. Then the client is sent away (1013)."""
+
+    def __post_init__(self) -> None:
+        for origin in self.allowed_origins or ():
+            check_origin(origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +229,20 @@ def _party(member: Member) -> Party:
     return None if connection is None else connection.address, member.room.name
 
 
+class _Who:
+    """Somebody in the log; put into words only if that is written."""
+
+    __slots__ = ("_connection", "_room")
+
+    def __init__(self, room: str, connection: Connection) -> None:
+        self._room = room
+        self._connection = connection
+
+    def __str__(self) -> str:
+        request = self._connection.request
+        return f"room={self._room!r} address={None if request is None else request.address}"
+
+
 def _load_steps(room: Room, update: bytes) -> Generator[None, None, None]:
     """Have a room load a stored update. Pauses at least once; stops if the room is closed."""
     parts: Iterable[bytes | ParsedUpdate] = (update,)
@@ -240,7 +260,8 @@ class Driver:
 
     Args:
         store: an open store. The driver does not close it.
-        settings, limits: of the rooms, and of the driver itself.
+        settings, limits: of the rooms, and of the driver itself. Unless `Settings.max_rooms` was
+            set, there are no more rooms than the open files suffice for that the system allows.
         hooks: the application's.
         clock: monotonic seconds.
         wall_clock: seconds since 1970, for what is stored.
@@ -258,7 +279,7 @@ class Driver:
     ) -> None:
         self.hooks = hooks or Hooks()
         tells = self.hooks.on_awareness is not None
-        self.hub = Hub(replace(settings or Settings(), tell_awareness=tells))
+        self.hub = Hub(replace(within(settings or Settings()), tell_awareness=tells))
         self.limits = limits or DriverSettings()
         self.clock = clock
         self.hook_errors: Counter[str] = Counter()
@@ -369,6 +390,8 @@ class Driver:
             connection.access = access
             room = request.room if access.room is None else access.room
             return self.join(room, connection, read_only=access.read_only)
+        who = _Who(request.room, connection)
+        logger.info("refused %s code=%d reason=%r", who, access.code, access.reason)
         if access.is_final:
             connection.send((PermissionDenied(access.reason).encode(),))
         connection.close(access.code, access.reason)
@@ -390,6 +413,11 @@ class Driver:
         else:
             member, effects = self.hub.join(room, now=now, read_only=read_only)
         member.link = connection
+        if not any(isinstance(effect, Close) for effect in effects):
+            logger.info("joined %s read_only=%s", _Who(room, connection), read_only)
+        while effects and isinstance(unload := effects[0], Unload):  # another room gives way
+            self._carry_out(unload.room, [unload])
+            del effects[0]
         self._carry_out(member.room, effects)
         return member
 
@@ -454,9 +482,11 @@ class Driver:
 
     def leave(self, member: Member) -> None:
         """A member's connection is gone."""
-        member.link = None
+        connection, member.link = member.link, None
         self.lost(member)
         self._carry_out(member.room, member.room.leave(member, now=self.clock()))
+        if connection is not None:  # otherwise it was sent away before
+            logger.info("left %s", _Who(member.room.name, connection))
 
     def is_late(self, now: float) -> bool:
         """Whether so much was done in this turn that what is short has to wait as well."""
@@ -977,6 +1007,8 @@ class Driver:
                 effect.member.link = None
                 self.lost(effect.member)
                 connection.close(effect.code, effect.reason)
+                who = _Who(effect.member.room.name, connection)
+                logger.info("sent away %s code=%d reason=%r", who, effect.code, effect.reason)
         elif isinstance(effect, Probe):
             connection = effect.member.link
             if connection is not None:

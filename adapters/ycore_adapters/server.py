@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
+from math import inf
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -30,11 +31,11 @@ import anyio
 import anyio.abc
 from anyio import lowlevel
 
-from ycore import CloseCode, Frame, Member
+from ycore import CloseCode, Frame, Member, State
 
 from ._deflate import Window
 from ._eventloop import EventLoop, Rest, event_loop
-from ._paths import check_prefix
+from ._paths import check_prefix, no_room
 from ._peer import Event, Peer, PeerState, frame_message, refusal
 from ._turns import Party
 from .connection import without
@@ -48,7 +49,7 @@ _READ_BYTES: Final = 16 * 1024
 """How much is read from a socket in one go."""
 _SLICE_BYTES: Final = 2 * 1024
 """How much of that is taken apart before it is looked whether others should have a turn: perhaps
-340 frames, or 2 MB that were compressed."""
+340 frames."""
 _WRITE_BYTES: Final = 256 * 1024
 """How much is offered to a socket in one write: more than its buffer rarely takes."""
 _WRITE_PARTS: Final = 64
@@ -96,9 +97,18 @@ class ServerSettings:
     """The longest WebSocket message: a whole document, when a client comes with a new one."""
 
     max_unfinished_bytes: int = 512 * 2**20
-    """How many bytes of messages there may be in all that are still being received or taken in.
-    With more, the connection with the longest one is closed (1013): otherwise a few dozen, each
-    within its own limit, could use up all memory."""
+    """How many bytes of messages there may be in all that are still being received or taken in:
+    otherwise a few dozen, each within its own limit, could use up all memory. With more, the
+    address pays that keeps most (1013): of its connections, those that have kept most for longest.
+    """
+
+    message_timeout: float = 30.0
+    """For how long nothing may come of a message that has begun. Then it is closed (1013)."""
+
+    message_rate: int = 8 * 1024
+    """How many bytes of it give it one of these seconds back. So it may come at this rate, or
+    faster and with pauses: a slow mobile network does twice as many a second. Slower, it would
+    keep for hours what has come of it."""
 
     max_request_bytes: int = 16 * 1024
     """How long a request line with its headers may be. Tokens in cookies and queries fit. It bounds
@@ -339,6 +349,12 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         """When it was sent a ping; None if it was heard of since."""
         self.held = 0
         """How many bytes of its message are kept, unfinished or being worked on."""
+        self.began = 0.0
+        """Since when."""
+        self._came = 0
+        """How much had come of a message when it was last looked at, ..."""
+        self._late_at = inf
+        """... and when it will be too late for what is missing, if nothing comes."""
         self.busy = False
         """Whether it is not read just now, since what it sent before has to wait."""
         self._outbox: list[bytes | memoryview] = []
@@ -351,6 +367,8 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         """Set once the outbox is empty, if someone waits for it."""
         self._ending = False
         self._dead = False
+        self._was_judged = False
+        """Whether it was looked whether it speaks our protocol."""
         self._watch = server.loop.watch(sock, self._readable)
 
     # -- what the driver asks
@@ -410,7 +428,7 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                 return partial(self._work_off, [], data)
             until = self.heard + _TURN
             rest = self._take_now(self.peer.receive(data), until)
-            if rest:
+            if rest or self.peer.has_more:
                 return partial(self._work_off, rest)
             self._worked_off()
             if time.monotonic() > until:  # who costs so much is read again when others had a turn
@@ -444,17 +462,22 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         try:
             turn_ends = 0.0
             at = 0
-            while events or data is not None:
+            while events or data is not None or self.peer.has_more:
                 for event in events:
                     turn_ends = await self._share(turn_ends)
                     await self._take(event)
                 events = []
-                if data is not None:
+                if self.peer.has_more:
+                    turn_ends = await self._share(turn_ends)
+                    events += self.peer.go_on()
+                elif data is not None:
                     turn_ends = await self._share(turn_ends)
                     events += self.peer.receive(data[at : at + _SLICE_BYTES])
                     at += _SLICE_BYTES
                     if at >= len(data):
                         data = None
+                if self.peer.unfinished and not events:
+                    self.server.hold(self, self.peer.unfinished)
             self.server.driver.turns.charge(self._party, time.monotonic() - turn_ends + _TURN)
             self._worked_off()
         except OSError:  # the connection broke
@@ -537,6 +560,12 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
             logger.exception("connection failed")
             self.end()
 
+    def drop(self, reason: str) -> None:
+        """Close it for now, and take in nothing more of the message that it is sending."""
+        self.close(CloseCode.TRY_AGAIN_LATER, reason)
+        self.leave()
+        self.server.hold(self, 0)
+
     def leave(self) -> None:
         member, self.member = self.member, None
         try:
@@ -568,6 +597,12 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         if not self._ending and self.peer.state in (PeerState.CLOSING, PeerState.DONE):
             self._ending = True
             self.since = time.monotonic()
+            if self.peer.refusal is not None and self.peer.refusal[0] >= 400:
+                status, text = self.peer.refusal
+                address = _host(self.sock)
+                logger.info("refused address=%s status=%d reason=%r", address, status, text)
+                if text == no_room(self.server.settings.prefix)[1]:
+                    self.server.warn_of(self, "it names no room")
 
     def _write(self) -> bool:
         """Write what the socket takes; return whether something is left."""
@@ -658,7 +693,14 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                 self.peer.time_out()
                 self.put_output()
         elif state is PeerState.OPEN:
-            if self.busy:
+            if not self._was_judged and now >= self.since + settings.handshake_timeout:
+                self._was_judged = True
+                member = self.member
+                if member is not None and member.room.state is State.OPEN and not member.synced:
+                    self.server.warn_of(self, "it does not ask for the document")
+            if self._is_late(now):
+                self.drop("the message came too slowly")
+            elif self.busy:
                 pass
             elif self.pinged is None:
                 if now >= self.heard + settings.ping_interval:
@@ -667,6 +709,17 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                 self.abort()
         elif now >= self.since + settings.close_timeout:
             self.abort()
+
+    def _is_late(self, now: float) -> bool:
+        """Whether a message has begun of which too little comes. Time in which it is not read does
+        not count."""
+        settings = self.server.settings
+        came, self._came = self._came, self.peer.unfinished
+        if self.busy or self._came < max(came, 1):  # none has begun, or a new one
+            self._late_at = inf
+        won = (self._came - came) / settings.message_rate
+        self._late_at = min(self._late_at + won, now + settings.message_timeout)
+        return now >= self._late_at
 
 
 class Server:
@@ -695,11 +748,13 @@ class Server:
         self._addresses: Counter[str | None] = Counter()
         """How many of them come from each."""
         self._held = 0
-        """How much they hold in all."""
+        """How much they hold in all of messages."""
         self._refused = _Refused()
         self._leaving: deque[_Socket] = deque()
         """Connections whose peers send nothing more."""
+        self._warned = self._warned_of_space = -inf
         self._accepting = anyio.CancelScope()
+        self._patience = anyio.CancelScope()
         self._all_gone = anyio.Event()
 
     def make_peer(self) -> Peer:
@@ -715,8 +770,15 @@ class Server:
             unsynced=self.driver.unsynced,
         )
 
-    def stop(self) -> None:
-        """Have `serve` stop accepting, store what was accepted, send everyone away, and return."""
+    def stop(self, *, hurry: bool = False) -> None:
+        """Have `serve` stop accepting, store what was accepted, send everyone away, and return.
+
+        Args:
+            hurry: wait no longer for a store that does not finish, nor for anybody's goodbye. May
+                be said later, too.
+        """
+        if hurry:
+            self._patience.cancel()
         self._accepting.cancel()
 
     async def serve(self) -> None:
@@ -745,16 +807,19 @@ class Server:
 
     async def _shut_down(self) -> None:
         self.is_stopping = True
-        with anyio.move_on_after(self.settings.shutdown_timeout) as scope:
-            await self.driver.drain()
-        if scope.cancelled_caught:
-            logger.error("shutdown: the store did not finish in time")
-        for sock in tuple(self._sockets):
-            if sock.member is None or scope.cancelled_caught:
-                sock.abort()  # still in its handshake; or what it waits for won't come
-        if self._sockets:
+        drained = False
+        with self._patience:
             with anyio.move_on_after(self.settings.shutdown_timeout):
-                await self._all_gone.wait()
+                await self.driver.drain()
+                drained = True
+            for sock in tuple(self._sockets):
+                if sock.member is None or not drained:
+                    sock.abort()  # still in its handshake; or what it waits for won't come
+            if self._sockets:
+                with anyio.move_on_after(self.settings.shutdown_timeout):
+                    await self._all_gone.wait()
+        if not drained:
+            logger.error("shutdown: the store did not finish in time")
 
     async def _accept(self, listener: socket.socket) -> None:
         until = 0.0
@@ -807,6 +872,18 @@ class Server:
         if self._leaving:
             self.loop.soon(self._see_off)
 
+    def warn_of(self, sock: _Socket, problem: str) -> None:
+        """A WebSocket is open or was asked for, and its client waits for what will never come. Say
+        so, but not of everyone."""
+        now = time.monotonic()
+        if now >= self._warned + _WARN_EVERY:
+            self._warned = now
+            logger.warning(
+                "a client does not speak y-websocket (a HocuspocusProvider?) address=%s problem=%r",
+                _host(sock.sock),
+                problem,
+            )
+
     def forget(self, sock: _Socket) -> bool:
         """A connection is over. Returns whether that is news."""
         if sock not in self._sockets:
@@ -821,15 +898,32 @@ class Server:
         return True
 
     def hold(self, sock: _Socket, size: int) -> None:
-        """Note how much is kept of a connection's message; if all keep too much, let one go."""
+        """Note how much is kept of a connection's message; if all keep too much, let some go."""
+        if size and not sock.held:
+            sock.began = time.monotonic()
         self._held += size - sock.held
         sock.held = size
         if self._held > self.settings.max_unfinished_bytes:
-            largest = max(self._sockets, key=lambda sock: sock.held)
-            logger.warning("messages take too much memory bytes=%d", self._held)
-            largest.close(CloseCode.TRY_AGAIN_LATER, "the server has too much to read at once")
-            largest.leave()  # so that no more of its message is taken in
-            self.hold(largest, 0)
+            self._make_space()
+
+    def _make_space(self) -> None:
+        """Close connections that keep too much. Some more than need be: to look for them takes
+        10 ms if there are many."""
+        enough = self.settings.max_unfinished_bytes * 15 // 16
+        now = time.monotonic()
+        kept: Counter[str | None] = Counter()
+        for sock in self._sockets:
+            kept[sock.address] += sock.held
+        [(address, _)] = kept.most_common(1)
+        theirs = [sock for sock in self._sockets if sock.address == address and sock.held]
+        theirs.sort(key=lambda sock: sock.held * (1 + now - sock.began), reverse=True)
+        if now >= self._warned_of_space + _WARN_EVERY:
+            self._warned_of_space = now
+            logger.warning("messages take too much memory bytes=%d address=%s", self._held, address)
+        for sock in theirs:
+            if self._held <= enough:
+                break
+            sock.drop("the server has too much to read at once")
 
     async def _sweep(self) -> None:
         while True:

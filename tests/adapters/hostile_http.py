@@ -158,7 +158,7 @@ HTTP: dict[str, tuple[bytes | Act, Outcome]] = {
     "an upgrade and another": (upgrade() + upgrade(), closed(1002)),
     "an upgrade byte by byte": (
         piecewise(upgrade() + message(b"\xff")),
-        closed(1007, "past the end"),
+        closed(4400, "past the end"),
     ),
     # names of rooms
     "no room": (upgrade("GET / HTTP/1.1"), answered(404, "your-room-name")),

@@ -129,8 +129,12 @@ async def test_a_path_is_decoded_once_only() -> None:
 )
 @pytest.mark.parametrize("extensions", [{}, {"websocket.http.response": {}}])
 async def test_what_is_no_room_is_not_accepted(
-    prefix: str, scope: dict[str, Any], extensions: dict[str, Any]
+    prefix: str,
+    scope: dict[str, Any],
+    extensions: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", logger="ycore_adapters")
     async with started(prefix=prefix) as app:
         async with connecting(app, extensions=extensions, **scope) as a:
             await a.ended()
@@ -141,6 +145,8 @@ async def test_what_is_no_room_is_not_accepted(
         else:
             assert [event["type"] for event in a.said] == ["websocket.close"]
         assert not app.driver.hub.rooms
+    [refused] = caplog.messages
+    assert refused.startswith("refused address=192.0.2.1 status=40")
 
 
 async def test_a_replacement_character_is_a_character() -> None:
@@ -291,11 +297,11 @@ async def test_who_is_cancelled_while_it_is_asked_leaves_nothing() -> None:
 @pytest.mark.parametrize(
     ("message", "code"),
     [
-        ({"bytes": b"\xff"}, 1007),
-        ({"bytes": b""}, 1007),
+        ({"bytes": b"\xff"}, 4400),
+        ({"bytes": b""}, 4400),
         ({"text": "x"}, 1003),
         ({"text": "x", "bytes": None}, 1003),
-        ({"bytes": bytes(2000)}, 1009),
+        ({"bytes": bytes(2000)}, 4413),
     ],
     ids=["garbage", "empty", "text", "text too", "too long"],
 )

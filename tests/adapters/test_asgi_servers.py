@@ -129,4 +129,4 @@ async def test_a_message_that_is_too_long_is_refused(kind: str) -> None:
     app = ASGIApp(MemoryStore(), asgi=ASGISettings(max_message_bytes=1000))
     async with serving(kind, app) as address, connect(address) as a:
         await a.send(bytes(1001))
-        assert await a.closed() == 1009
+        assert await a.closed() == 4413

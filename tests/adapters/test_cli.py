@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,9 +17,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+from children import interruptible
+from websockets.exceptions import ConnectionClosed
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.sync.client import connect
 
+ROOT = Path(__file__).parents[2]
 DEADLINE = 20
 Start: TypeAlias = Callable[..., "subprocess.Popen[str]"]
 
@@ -39,11 +44,11 @@ def start() -> Iterator[Start]:
 
         def start(*args: str | Path, program: Sequence[str] = ()) -> subprocess.Popen[str]:
             pipe = subprocess.PIPE
-            process = stack.enter_context(
-                subprocess.Popen(
+            with interruptible():
+                process = subprocess.Popen(
                     program or command("serve", *args), stdout=pipe, stderr=pipe, text=True
                 )
-            )
+            stack.enter_context(process)
             stack.callback(process.kill)
             return process
 
@@ -107,6 +112,54 @@ def test_a_signal_may_come_as_soon_as_it_says_that_it_serves(start: Start, backe
     assert (process.returncode, err) == (0, "")
 
 
+_SIGNAL_AGAIN = """
+import os, signal, sys
+import anyio
+from ycore_adapters import cli
+from ycore_adapters.stores import MemoryStore
+
+async def close(store, *error):
+    print("closing", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(100):
+        await anyio.lowlevel.checkpoint()
+    print("closed", flush=True)
+
+MemoryStore.__aexit__ = close
+cli.main(["serve", "--memory", "--port", "0", "--backend", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_second_signal_does_not_keep_the_store_from_being_closed(
+    start: Start, backend: str
+) -> None:
+    process = start(program=[sys.executable, "-c", _SIGNAL_AGAIN, backend])
+    assert first_line(process).startswith("ycore serving on ")
+    process.terminate()
+    assert process.communicate(timeout=DEADLINE) == ("closing\nclosed\n", "")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_files_may_be_closed(tmp_path: Path, closed: str) -> None:
+    path = tmp_path / "socket"
+    serve = " ".join(command("serve", "--memory", "--unix", path))
+    with subprocess.Popen(
+        ["sh", "-c", f"exec {serve} {closed}"], stdout=subprocess.DEVNULL
+    ) as server:
+        try:
+            deadline = time.monotonic() + DEADLINE
+            while not path.exists():
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            server.terminate()
+            assert server.wait(DEADLINE) == 0
+        finally:
+            server.kill()
+
+
 def test_memory_only(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     process = start("--port", "0", "--memory", "--prefix", "/yjs/")
@@ -157,6 +210,8 @@ def test_options_may_come_from_the_environment(
     monkeypatch.setenv("YCORE_FSYNC", "never")
     line = first_line(start())
     assert line.endswith(f"storing in {data} (fsync never)\n")
+    assert first_line(start("--memory")).endswith("storing in memory only\n")
+    assert "YCORE_PORT=4321" in run("serve", "--help").stdout
 
 
 # ---- what can be wrong
@@ -226,6 +281,48 @@ def run_unprivileged(*args: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, capture_output=True, text=True, timeout=DEADLINE, check=False)
 
 
+def test_a_pipe_in_the_place_of_a_log_holds_nothing_up(start: Start, data: Path) -> None:
+    data.mkdir()
+    os.mkfifo(data / "r.ylog")
+    check_one_line(run("show", "--data", data, "r"), "r.ylog", "it is no regular file")
+    process = start("--port", "0", "--data", data)
+    port = int(first_line(process).split(":")[2].split(",")[0])
+    with (
+        connect(f"ws://127.0.0.1:{port}/r", proxy=None) as client,
+        pytest.raises(ConnectionClosed, match="1013"),
+    ):
+        client.recv(DEADLINE)
+    process.terminate()
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0
+    assert "it is no regular file" in err
+
+
+_READ_ON_AND_ON = """
+import sys
+from ycore_adapters.cli import main, tools
+
+async def compact(*args):
+    print("compacting", flush=True)
+    while True:  # and never wait for anything
+        pass
+
+tools.compact = compact
+main()
+"""
+
+
+def test_a_tool_heeds_ctrl_c_whatever_it_does(start: Start, data: Path) -> None:
+    (data.parent / "update").write_bytes(bytes(2))
+    assert run("import", "--data", data, "r", data.parent / "update").returncode == 0
+    compacting = ["compact", "--data", str(data)]
+    process = start(program=[sys.executable, "-c", _READ_ON_AND_ON, *compacting])
+    assert first_line(process) == "compacting\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=DEADLINE) == ("", "\nAborted!\n")
+    assert process.returncode == 1
+
+
 def test_a_socket_path_that_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("precious")
@@ -233,11 +330,60 @@ def test_a_socket_path_that_is_a_file(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
+_WITHOUT = """
+import runpy, sys
+
+for name in sys.argv.pop(1).split():
+    sys.modules[name] = None  # as if it were not installed
+runpy.run_module("ycore", run_name="__main__", alter_sys=True)
+"""
+
+
+def run_without(missing: str, *args: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", _WITHOUT, missing, *args]
+    return subprocess.run(program, capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        pytest.param("anyio click filelock h11 wsproto", id="the core alone"),
+        pytest.param("click h11 wsproto", id="asgi"),
+        pytest.param("click filelock", id="client"),
+        pytest.param("filelock", id="client, where something else brought click"),
+    ],
+)
+def test_without_what_the_command_needs_it_says_what_to_install(missing: str) -> None:
+    done = run_without(missing, "serve", "--port", "0", "--memory")
+    check_one_line(done, missing.replace(" ", ", "), "pip install 'ycore[server]'")
+
+
+def test_what_it_needs_is_what_the_extra_brings() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    names = sorted(re.split("[^a-z0-9]", needed)[0] for needed in extras["server"])
+    check_one_line(run_without(" ".join(names)), f"needs {', '.join(names)}:")
+
+
+def test_without_trio_its_backend_says_what_to_install() -> None:
+    done = run_without("trio", "serve", "--port", "0", "--memory", "--backend", "trio")
+    check_one_line(done, "--backend trio", "pip install trio")
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
         (("--prefix", "yjs"), "--prefix"),
         (("--prefix", "/yjs"), "begin and end with a slash"),
+        (("--origin", "https://example.org/"), "write https://example.org\n"),
+        (("--origin", "example.org"), "write https://example.org\n"),
+        (("--memory", "--data", "x"), "--data says nothing with --memory: leave one out"),
+        (("--memory", "--fsync", "always"), "--fsync says nothing with --memory"),
+        (("--memory", "--keep-history"), "--keep-history says nothing with --memory"),
+        (("--memory", "--open-damaged"), "--open-damaged says nothing with --memory"),
+        (("--unix", "s", "--port", "1"), "--port says nothing with --unix"),
+        (("--unix", "s", "--host", "::1"), "--host says nothing with --unix"),
         (("--port", "70000"), "--port"),
         (("--fsync", "sometimes"), "--fsync"),
         (("--backend", "twisted"), "--backend"),

@@ -467,6 +467,22 @@ async def until_next(*clients: Client) -> None:
             tasks.start_soon(wait, client)
 
 
+async def test_a_server_that_is_not_there_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    lost: list[Event] = []
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(SocketAttribute.local_port)
+    await listener.aclose()
+    url = f"ws://127.0.0.1:{port}"
+    with anyio.fail_after(20):
+        async with connect(
+            url, Doc(), room="a room", params={"token": "secret"}, settings=QUICK
+        ) as client:
+            client.observe(lost.append)
+            await until(client, lambda: len(lost) > 2)
+    [told] = caplog.messages
+    assert told.startswith(f"can't connect url={url}/a%20room code=1006 reason='")
+
+
 async def test_a_dead_server_is_found_out_by_pings() -> None:
     async def say_nothing(stream: SocketStream) -> None:
         await anyio.sleep_forever()

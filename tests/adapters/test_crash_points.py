@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ class Disk:
 
     O_RDONLY, O_RDWR, O_WRONLY = os.O_RDONLY, os.O_RDWR, os.O_WRONLY
     O_CREAT, O_EXCL, SEEK_END = os.O_CREAT, os.O_EXCL, os.SEEK_END
+    O_NONBLOCK = os.O_NONBLOCK
     _MAY_FAIL: Final = ("open", "pwrite", "fsync", "ftruncate", "replace", "link", "unlink")
 
     def __init__(self, names: dict[str, File] | None = None) -> None:
@@ -121,7 +123,9 @@ class Disk:
 
     def fstat(self, fd: int) -> SimpleNamespace:
         file = self._file(fd)
-        return SimpleNamespace(st_dev=1, st_ino=id(file), st_size=len(file.data))
+        return SimpleNamespace(
+            st_mode=stat.S_IFREG, st_dev=1, st_ino=id(file), st_size=len(file.data)
+        )
 
     def stat(self, path: Path) -> SimpleNamespace:
         file = self.names.get(str(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tracemalloc
 import zlib
-from itertools import chain, combinations
+from itertools import chain, combinations, pairwise
 from typing import Any
 
 import pytest
@@ -117,14 +117,14 @@ ENDING: dict[str, tuple[bytes, int]] = {
     "continued as compressed": (frame(0x42, SQUEEZED[:7]) + frame(0xC0, SQUEEZED[7:]), 1002),
     "compressed ping": (frame(0xC9, b"\0"), 1002),
     "other reserved bit": (frame(0xA2), 1002),
-    "one byte too long": (frame(0xC2, squeeze(bytes(10_001))), 1009),
+    "one byte too long": (frame(0xC2, squeeze(bytes(10_001))), 4413),
     "too long in fragments": (
         frame(0x42, LONG[:-3]) + frame(0x00, LONG[-3:]),
-        1009,
+        4413,
     ),
-    "many last blocks": (frame(0xC2, squeeze(bytes(101), zlib.Z_FINISH) * 100), 1009),
-    "too long a frame": (b"\xc2\xfe\x27\x11", 1009),
-    "bomb": (frame(0xC2, BOMB)[:10_000], 1009),
+    "many last blocks": (frame(0xC2, squeeze(bytes(101), zlib.Z_FINISH) * 100), 4413),
+    "too long a frame": (b"\xc2\xfe\x27\x11", 4413),
+    "bomb": (frame(0xC2, BOMB)[:10_000], 4413),
     "compressed text": (frame(0xC1, squeeze(b"text")), 1003),
 }
 
@@ -162,6 +162,50 @@ def test_a_bomb_costs_no_more_memory_than_a_message_may() -> None:
         tracemalloc.stop()
     assert talk.peer.state is PeerState.CLOSING
     assert peak < 3 * limit
+
+
+def test_a_bomb_is_inflated_a_little_at_a_time() -> None:
+    """Others have a turn in between, however much a few bytes are."""
+    peer = open_peer(64 * 2**20).peer
+    size = 4 * 2**20
+    data = frame(0xC2, squeeze(bytes(size)))
+    events: list[object] = []
+    kept = [0]
+    for at in range(0, len(data), 2048):
+        events += peer.receive(data[at : at + 2048])
+        kept.append(peer.unfinished)
+        while peer.has_more:
+            events += peer.go_on()
+            kept.append(peer.unfinished)
+    assert events == [bytes(size)]
+    assert max(after - before for before, after in pairwise(kept)) < (256 + 528) * 1024
+
+
+@pytest.mark.parametrize(
+    ("size", "code"), [(4 * 2**20, None), (4 * 2**20 + 1, 4413)], ids=["free", "one byte too many"]
+)
+def test_a_message_inflates_to_so_many_times_its_length(size: int, code: int | None) -> None:
+    """A short one may be as compressible as it likes."""
+    talk = open_peer(64 * 2**20)
+    talk.say(_whole, frame(0xC2, squeeze(bytes(size))))
+    assert [len(message) for message in talk.messages] == ([] if code else [size])
+    for close in talk.heard():
+        assert isinstance(close, CloseConnection)
+        assert (close.code, close.reason) == (
+            code,
+            "a message is at most 64 times as long as compressed",
+        )
+    assert talk.peer.state is (PeerState.CLOSING if code else PeerState.OPEN)
+
+
+def test_a_long_message_that_people_might_write_is_read() -> None:
+    chance = random.Random(1)
+    words = [chance.randbytes(3).hex() for _ in range(50)]
+    text = " ".join(chance.choices(words, k=1_500_000)).encode()
+    talk = open_peer(64 * 2**20)
+    talk.say(_whole, frame(0xC2, squeeze(text)))
+    assert talk.messages == [text]
+    assert len(text) > 8 * 2**20
 
 
 def test_nothing_is_kept_between_messages() -> None:

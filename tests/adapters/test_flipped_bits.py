@@ -88,7 +88,7 @@ def test_nothing_is_well_with_a_broken_byte(kind: str, tmp_path: Path) -> None:
     """In whichever file of the room."""
     directory = tmp_path / "data"
     room = anyio.run(make, directory, kind)
-    assert looked_at(directory, "verify") == (0, "1 rooms are well, 0 damaged\n")
+    assert looked_at(directory, "verify") == (0, "1 room is well, 0 damaged\n")
     files = [path for path in directory.rglob("*") if path.is_file() and path.name != ".lock"]
     assert len(files) == (3 if kind == "with history" else 1)
     for path in files:

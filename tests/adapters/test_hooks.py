@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -53,9 +55,10 @@ def test_what_a_request_says() -> None:
 async def outcome(
     hook: Callable[[Request], Access | Awaitable[Access]] | None = None,
     limits: DriverSettings | None = None,
+    request: Request = ASKS,
 ) -> tuple[Access | Refused, dict[str, int]]:
     async with Driver(MemoryStore(), hooks=Hooks(authorize=hook), limits=limits) as driver:
-        return await driver.authorize(ASKS), dict(driver.hook_errors)
+        return await driver.authorize(request), dict(driver.hook_errors)
 
 
 async def test_without_a_hook_everyone_may_do_everything() -> None:
@@ -114,6 +117,46 @@ async def test_pages_from_elsewhere_may_not_connect() -> None:
     assert (refused.code, refused.is_final) == (CloseCode.FORBIDDEN, True)
     here_ = DriverSettings(allowed_origins=frozenset({"https://example.org"}))
     assert await outcome(limits=here_) == (Access(), {})
+
+
+@pytest.mark.parametrize(
+    ("origin", "write"),
+    [
+        ("https://example.org/", "https://example.org"),
+        ("example.org", "https://example.org"),
+        ("example.org:8080/editor", "https://example.org:8080"),
+        ("https://Example.ORG", "https://example.org"),
+        ("https://example.org:443", "https://example.org"),
+        ("http://example.org:80", "http://example.org"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("wss://example.org", "https://example.org"),
+        ("https://ada@example.org", "https://example.org"),
+        ("https://example.org?a", "https://example.org"),
+        ("https://*.example.org", "https://example.org"),
+        ("https://example.org:http", "https://example.org"),
+        ("https://[::1", "https://example.org"),
+        ("https:///editor", "https://example.org"),
+        ("*", "https://example.org"),
+        ("", "https://example.org"),
+    ],
+)
+async def test_an_origin_that_no_browser_names_is_refused(origin: str, write: str) -> None:
+    """It would lock out the very site that is meant, and say nothing."""
+    with pytest.raises(ValueError, match=f"write {re.escape(write)}$"):
+        DriverSettings(allowed_origins=frozenset({"https://example.com", origin}))
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("https://example.org", "http://localhost:8080", "https://[::1]:3000", "null"),
+        *("https://xn--bcher-kva.example", "moz-extension://0b4a-c", "capacitor://localhost"),
+    ],
+)
+async def test_an_origin_as_browsers_name_it_is_let_in(origin: str) -> None:
+    limits = DriverSettings(allowed_origins=frozenset({origin}))
+    asks = replace(ASKS, headers=((b"origin", origin.encode()),))
+    assert await outcome(limits=limits, request=asks) == (Access(), {})
 
 
 async def test_what_was_decided_holds_over_sockets(tmp_path: Path) -> None:
@@ -506,7 +549,7 @@ async def test_edits_that_are_refused_say_so() -> None:
             async with driver.document("full") as doc:
                 doc.get_text("t").insert(0, "x" * 2000)
                 doc.get_text("t").insert(0, "x")
-        assert closed.value.code == CloseCode.DOCUMENT_FULL
+        assert closed.value.code == CloseCode.TOO_LARGE
 
 
 async def test_what_goes_wrong_in_the_body_comes_out_as_it_is() -> None:

@@ -134,15 +134,15 @@ FRAMES: dict[str, tuple[bytes | Act, Outcome]] = {
     ),
     "2^63-1 bytes, of which 10 come": (
         then_end(frame(0x82, bytes(10), length=b"\x7f\x7f" + b"\xff" * 7)),
-        closed(1009, str(MAX_MESSAGE)),
+        closed(4413, str(MAX_MESSAGE)),
     ),
     "too long": (
         lambda client: client.send(bytes(MAX_MESSAGE + 1)),
-        closed(1009, str(MAX_MESSAGE)),
+        closed(4413, str(MAX_MESSAGE)),
     ),
     "too long in fragments": (
         lambda client: client.sock.sendall(frame(0x02) + frame(0x00, MiB) * 64 + frame(0x00, b"x")),
-        closed(1009, str(MAX_MESSAGE)),
+        closed(4413, str(MAX_MESSAGE)),
     ),
     "half a frame, then the end": (then_end(message(HELLO)[:-1]), dropped),
     "half a header, then the end": (then_end(b"\x82"), dropped),
@@ -157,12 +157,12 @@ FRAMES: dict[str, tuple[bytes | Act, Outcome]] = {
     "ping flood": (frame(0x89, b"x" * 125) * 5000, stays),
     "empty ping flood": (frame(0x89) * 20_000, stays),
     "pongs that nobody asked for": (frame(0x8A, b"x" * 125) * 5000, stays),
-    "empty message flood": (message(b"") * 10_000, closed(1007, "past the end")),
+    "empty message flood": (message(b"") * 10_000, closed(4400, "past the end")),
     "empty fragments flood": (
         fragments(HELLO[:5], *[b""] * 20_000, HELLO[5:]),
         relayed(insert(6, 0, b"hello")),
     ),
-    "empty fragments, and nothing else": (fragments(*[b""] * 20_000), closed(1007, "past the end")),
+    "empty fragments, and nothing else": (fragments(*[b""] * 20_000), closed(4400, "past the end")),
     "a message in single bytes": (
         fragments(*(bytes([byte]) for byte in edit(6, 1, b"x" * 5000))),
         relayed(insert(6, 1, b"x" * 5000)),
@@ -194,52 +194,52 @@ BAD: dict[str, tuple[bytes, str]] = {
 }
 
 MESSAGES: dict[str, tuple[bytes | Act, Outcome]] = {
-    "empty": (b"", closed(1007, "past the end")),
+    "empty": (b"", closed(4400, "past the end")),
     **{
-        f"{size} bytes of an edit": (cut, closed(1007))
+        f"{size} bytes of an edit": (cut, closed(4400))
         for size, cut in enumerate(prefixes(GOOD), 1)
     },
     **{
-        f"sync step {step}": (b"\x00" + uint(step) + b"\x00", closed(1007, f"sync message {step} "))
+        f"sync step {step}": (b"\x00" + uint(step) + b"\x00", closed(4400, f"sync message {step} "))
         for step in (3, 4, 127, 128, 2**53 - 1)
     },
-    "update that is shorter than it says": (b"\x00\x02\x7f" + LATE, closed(1007, "past the end")),
+    "update that is shorter than it says": (b"\x00\x02\x7f" + LATE, closed(4400, "past the end")),
     "update that is longer than it says": (
         b"\x00\x02" + uint(len(LATE) - 1) + LATE,
-        closed(1007),
+        closed(4400),
     ),
-    "update of 2^53-1 bytes": (b"\x00\x02" + uint(2**53 - 1), closed(1007, "past the end")),
-    "update of 2^53 bytes": (b"\x00\x02\x80\x80\x80\x80\x80\x80\x80\x10", closed(1007, "2\\^53-1")),
-    "awareness of 2^53-1 bytes": (b"\x01" + uint(2**53 - 1), closed(1007, "past the end")),
-    "type 2^53": (b"\x80\x80\x80\x80\x80\x80\x80\x10", closed(1007, "2\\^53-1")),
-    "type in 9 bytes": (b"\x80" * 8 + b"\x00", closed(1007, "8 bytes")),
-    "varint bomb": (b"\xff" * 200_000, closed(1007, "8 bytes")),
-    "varint bomb as length": (b"\x00\x02" + b"\xff" * 200_000, closed(1007, "8 bytes")),
-    "varint bomb as update": (Update(b"\xff" * 200_000).encode(), closed(1007, "8 bytes")),
-    "200 KB of zeros": (bytes(200_000), closed(1007)),
+    "update of 2^53-1 bytes": (b"\x00\x02" + uint(2**53 - 1), closed(4400, "past the end")),
+    "update of 2^53 bytes": (b"\x00\x02\x80\x80\x80\x80\x80\x80\x80\x10", closed(4400, "2\\^53-1")),
+    "awareness of 2^53-1 bytes": (b"\x01" + uint(2**53 - 1), closed(4400, "past the end")),
+    "type 2^53": (b"\x80\x80\x80\x80\x80\x80\x80\x10", closed(4400, "2\\^53-1")),
+    "type in 9 bytes": (b"\x80" * 8 + b"\x00", closed(4400, "8 bytes")),
+    "varint bomb": (b"\xff" * 200_000, closed(4400, "8 bytes")),
+    "varint bomb as length": (b"\x00\x02" + b"\xff" * 200_000, closed(4400, "8 bytes")),
+    "varint bomb as update": (Update(b"\xff" * 200_000).encode(), closed(4400, "8 bytes")),
+    "200 KB of zeros": (bytes(200_000), closed(4400)),
     # lib0's varUint may be longer than it needs to be: JavaScript reads it, and so do we
     "overlong type": (b"\x80\x80\x00\x02\x02\x00\x00", stays),
     "overlong step": (b"\x00\x82\x00\x02\x00\x00", stays),
     "overlong length": (b"\x00\x02\x82\x80\x80\x80\x80\x80\x80\x00\x00\x00", stays),
     # several messages in one frame: all or nothing
-    **{f"good, then {name}": (GOOD + bad, closed(1007, says)) for name, (bad, says) in BAD.items()},
+    **{f"good, then {name}": (GOOD + bad, closed(4400, says)) for name, (bad, says) in BAD.items()},
     **{
-        f"{name}, then good": (bad + GOOD, closed(1007))
+        f"{name}, then good": (bad + GOOD, closed(4400))
         for name, (bad, _) in BAD.items()
         if name != "cut"
     },
-    "500 good, then bad": (GOOD * 500 + b"\xff", closed(1007, "past the end")),
-    "awareness, then bad": (shown(60_000, '"late"') + b"\xff", closed(1007, "past the end")),
-    "1,001 messages": (GOOD * 1001, closed(1009, "1000 messages")),
-    "100,000 SyncStep1": (ASK_ALL * 100_000, closed(1009, "1000 messages")),
+    "500 good, then bad": (GOOD * 500 + b"\xff", closed(4400, "past the end")),
+    "awareness, then bad": (shown(60_000, '"late"') + b"\xff", closed(4400, "past the end")),
+    "1,001 messages": (GOOD * 1001, closed(4413, "1000 messages")),
+    "100,000 SyncStep1": (ASK_ALL * 100_000, closed(4413, "1000 messages")),
     "1,000 SyncStep1": (ASK_ALL * 1000, stays),
     "an edit, a thousand times": (edit(6, 4) * 1000, relayed(insert(6, 4))),
     "two edits": (edit(6, 5) + edit(6, 6), relayed(insert(6, 5), insert(6, 6))),
     "an edit, then an unknown message": (edit(6, 7) + b"\x55rest", relayed(insert(6, 7))),
     # what clients don't say, but may
     "permission denied": (b"\x02\x00\x02no", stays),
-    "permission denied, in bad UTF-8": (b"\x02\x00\x01\xff", closed(1007, "UTF-8")),
-    "permission denied, cut": (b"\x02\x00\x05no", closed(1007, "past the end")),
+    "permission denied, in bad UTF-8": (b"\x02\x00\x01\xff", closed(4400, "UTF-8")),
+    "permission denied, cut": (b"\x02\x00\x05no", closed(4400, "past the end")),
     "permission denied, then an edit": (b"\x02\x00\x02no" + edit(6, 8), relayed(insert(6, 8))),
     "permission granted": (b"\x02\x01", stays),
     "half a permission": (b"\x02", stays),
@@ -260,19 +260,19 @@ MESSAGES: dict[str, tuple[bytes | Act, Outcome]] = {
 # ---- state vectors, in a SyncStep1
 
 VECTORS: dict[str, tuple[bytes | Act, Outcome]] = {
-    "no bytes": (b"", closed(1007, "past the end")),
-    "2^32-1 clients": (bytes.fromhex("ffffffff0f"), closed(1009, "clients")),
-    "2^53-1 clients": (uint(2**53 - 1), closed(1009, "clients")),
-    "client twice": (bytes.fromhex("0201010100"), closed(1007, "twice")),
-    "client twice, once overlong": (bytes.fromhex("020101810001"), closed(1007, "twice")),
-    "cut": (bytes.fromhex("0207818080"), closed(1007)),
-    "trailing byte": (bytes.fromhex("01070500"), closed(1007, "left over")),
-    "clock 2^53": (bytes.fromhex("01078080808080808010"), closed(1007, "2\\^53-1")),
-    "client in 9 bytes": (b"\x01" + b"\x80" * 8 + b"\x00\x00", closed(1007, "8 bytes")),
+    "no bytes": (b"", closed(4400, "past the end")),
+    "2^32-1 clients": (bytes.fromhex("ffffffff0f"), closed(4413, "clients")),
+    "2^53-1 clients": (uint(2**53 - 1), closed(4413, "clients")),
+    "client twice": (bytes.fromhex("0201010100"), closed(4400, "twice")),
+    "client twice, once overlong": (bytes.fromhex("020101810001"), closed(4400, "twice")),
+    "cut": (bytes.fromhex("0207818080"), closed(4400)),
+    "trailing byte": (bytes.fromhex("01070500"), closed(4400, "left over")),
+    "clock 2^53": (bytes.fromhex("01078080808080808010"), closed(4400, "2\\^53-1")),
+    "client in 9 bytes": (b"\x01" + b"\x80" * 8 + b"\x00\x00", closed(4400, "8 bytes")),
     "twice at once": (lambda client: client.send(ASK_ALL, ASK_ALL), stays),
     "clocks from the future": (bytes.fromhex("0106ffffffff0f"), stays),
     "100,000 clients": (encode_state_vector(dict.fromkeys(range(100_000), 1)), stays),
-    "100,000 times the same client": (uint(100_000) + b"\x07\x01" * 100_000, closed(1007, "twice")),
+    "100,000 times the same client": (uint(100_000) + b"\x07\x01" * 100_000, closed(4400, "twice")),
 }
 
 # ---- awareness
@@ -281,30 +281,30 @@ VECTORS: dict[str, tuple[bytes | Act, Outcome]] = {
 ME = 4000
 
 AWARENESS: dict[str, tuple[bytes | Act, Outcome]] = {
-    "no bytes": (b"", closed(1007, "past the end")),
+    "no bytes": (b"", closed(4400, "past the end")),
     "nobody": (awareness(), stays),
-    "2^32-1 entries": (bytes.fromhex("ffffffff0f"), closed(1007, "entries")),
-    "an entry too many": (b"\x02" + awareness((ME, 1, "1"))[1:], closed(1007)),
-    "an entry too few": (awareness((ME, 1, "1")) + b"\x00", closed(1007, "left over")),
+    "2^32-1 entries": (bytes.fromhex("ffffffff0f"), closed(4400, "entries")),
+    "an entry too many": (b"\x02" + awareness((ME, 1, "1"))[1:], closed(4400)),
+    "an entry too few": (awareness((ME, 1, "1")) + b"\x00", closed(4400, "left over")),
     **{
-        f"{size} bytes of it": (cut, closed(1007))
+        f"{size} bytes of it": (cut, closed(4400))
         for size, cut in enumerate(prefixes(awareness((ME, 1, '{"a":1}'))), 1)
     },
     **{
-        f"state {bad!r}": (awareness((ME, 1, bad)), closed(1007, "JSON"))
+        f"state {bad!r}": (awareness((ME, 1, bad)), closed(4400, "JSON"))
         for bad in ("", "{", "NaN", "{'a':1}", "undefined", "nulll", "[1,]", '{"x":-Infinity}')
     },
-    "state in bad UTF-8": (b"\x01\x07\x01\x03\x22\xff\x22", closed(1007, "UTF-8")),
-    "100,000 brackets": (awareness((ME, 1, "[" * 60_000)), closed(1007, "nests deeper")),
-    "257 brackets": (awareness((ME, 1, "[" * 257 + "]" * 257)), closed(1007, "nests deeper")),
+    "state in bad UTF-8": (b"\x01\x07\x01\x03\x22\xff\x22", closed(4400, "UTF-8")),
+    "100,000 brackets": (awareness((ME, 1, "[" * 60_000)), closed(4400, "nests deeper")),
+    "257 brackets": (awareness((ME, 1, "[" * 257 + "]" * 257)), closed(4400, "nests deeper")),
     "clock 2^53-1": (awareness((ME, 2**53 - 1, "1")), stays),
     "clock 2^52+1": (awareness((ME, 2**52 + 1, "1")), stays),
     "clock 2^53": (
         b"\x01\x07\x80\x80\x80\x80\x80\x80\x80\x10\x011",
-        closed(1007, "2\\^53-1"),
+        closed(4400, "2\\^53-1"),
     ),
-    "client 2^53": (b"\x01\x80\x80\x80\x80\x80\x80\x80\x10\x01\x011", closed(1007, "2\\^53-1")),
-    "good, then bad": (awareness((ME, 1, "1"), (ME + 1, 1, "NaN")), closed(1007, "JSON")),
+    "client 2^53": (b"\x01\x80\x80\x80\x80\x80\x80\x80\x10\x01\x011", closed(4400, "2\\^53-1")),
+    "good, then bad": (awareness((ME, 1, "1"), (ME + 1, 1, "NaN")), closed(4400, "JSON")),
     "clock 2^52": (awareness((ME, 2**52, "1")), stays),
     "clock 0": (awareness((ME, 0, "1")), stays),
     "clocks that fall": (awareness(*((ME, clock, "1") for clock in range(1000, 0, -1))), stays),
@@ -331,14 +331,14 @@ AWARENESS: dict[str, tuple[bytes | Act, Outcome]] = {
     "10,000 clients": (awareness(*((10_000 + i, 1, "1") for i in range(10_000))), stays),
     "10,001 clients": (
         awareness(*((10_000 + i, 1, "1") for i in range(10_001))),
-        closed(1008, "10001"),
+        closed(4413, "10001"),
     ),
     "100,000 clients": (
         awareness(*((10_000 + i, 1, "1") for i in range(100_000))),
-        closed(1008, "100000 entries"),
+        closed(4413, "100000 entries"),
     ),
     "64 KB of state": (awareness((ME, 1, '"' + "x" * 65_000 + '"')), stays),
-    "1 MB of state": (awareness((ME, 1, '"' + "x" * 2**20 + '"')), closed(1008, "awareness state")),
+    "1 MB of state": (awareness((ME, 1, '"' + "x" * 2**20 + '"')), closed(4413, "awareness state")),
     "64 states of 64 KB": (
         awareness(*((10_000 + i, 1, '"' + "x" * 65_000 + '"') for i in range(64))),
         stays,
@@ -446,7 +446,7 @@ SHAPES: dict[str, tuple[Act, Outcome]] = {
     f"{CROWD} members, reset": (many(CROWD, upgrade(), reset_once_in), stays),
     f"{CROWD} members, each in a new room, reset": (open_rooms, stays),
     f"{CROWD} members, all bad": (
-        many(CROWD, upgrade() + message(shown(ME, "1")) + message(b"\xff"), refused_with(1007)),
+        many(CROWD, upgrade() + message(shown(ME, "1")) + message(b"\xff"), refused_with(4400)),
         stays,
     ),
     "65 members with 64 ids each": (crowd_in, stays),
@@ -475,7 +475,7 @@ def cases() -> Iterator[Case]:
         yield Case(f"messages: {name}", say(data), outcome)
     for kind in Update, SyncStep2:
         how = f"as {kind.__name__}"
-        for table, code in ((MALFORMED, 1007), (TOO_MUCH, 1009)):
+        for table, code in ((MALFORMED, 4400), (TOO_MUCH, 4413)):
             for name, (data, says) in table.items():
                 yield Case(f"updates: {name}, {how}", say(kind(data).encode()), closed(code, says))
         for name, data in IGNORED.items():
@@ -561,10 +561,12 @@ class World:
         return self.cases % 20 == 0
 
     def check_log(self) -> None:
-        """Nothing new was logged: neither a traceback nor what would fill a disk."""
+        """Nothing new was logged: neither a traceback nor what would fill a disk. Once a minute it
+        may say that somebody seems to speak another protocol."""
         logged = self.log.read_bytes()[self.seen :]
         self.seen += len(logged)
-        assert logged == b"", logged.decode()
+        lines = [line for line in logged.splitlines() if b"does not speak y-websocket" not in line]
+        assert lines == [], logged.decode()
 
     def close(self) -> None:
         self.process.kill()

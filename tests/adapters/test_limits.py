@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from build import gc, update
-from hostile import Client, all_closed_after, frame, insert, message
+from hostile import Client, all_closed_after, close, frame, insert, message
 from yupdates import ASK_ALL
 
 from ycore.messages import Update
@@ -58,6 +58,12 @@ def test_members_of_a_room(port: int) -> None:
 
 
 def test_rooms(port: int) -> None:
+    for name in ("a", "b", "c", "d"):  # each gives way to the next but one
+        client = Client(port).open(f"/{name}")
+        client.send(ASK_ALL)
+        client.receive()
+        client.sock.sendall(close(1000))
+        client.ended()
     Client(port).open("/a")
     Client(port).open("/b")
     assert closed_with(Client(port).open("/c"), 1013) == "the server has too many rooms open"
@@ -74,10 +80,33 @@ def test_connections_of_one_address(port: int) -> None:
     clients[0].sock.close()
 
 
+def test_no_address_has_all_the_connections_that_files_suffice_for(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ycore_adapters.cli", "serve", "--port", "0", "--memory"]
+    with subprocess.Popen(
+        ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        found = re.search(r":(\d+),", process.stdout.readline())
+        assert found
+        port = int(found[1])
+        with all_closed_after():
+            clients = [Client(port).open("/a") for _ in range(10)]  # of 37
+            head, _ = Client(port).read_answer()
+            assert head.startswith(b"HTTP/1.1 429 ")
+            clients[0].send(ASK_ALL)
+            clients[0].receive()
+        process.terminate()
+        _, log = process.communicate()
+    assert "setting=max_connections_per_address=10" in log
+
+
 def test_a_message(port: int) -> None:
     client = Client(port).open("/a")
     client.sock.sendall(frame(0x82, bytes(2**20 + 1))[:14])  # it is enough to say so
-    assert "1048576 bytes" in closed_with(client, 1009)
+    assert "1048576 bytes" in closed_with(client, 4413)
 
 
 def test_a_document(port: int) -> None:

@@ -8,16 +8,19 @@ import shutil
 import sqlite3
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 from click.testing import CliRunner, Result
+from scripted import ScriptedStore
 from ycore_adapters.cli import main
-from ycore_adapters.migrate import MigrationError, Source, open_source
-from ycore_adapters.stores import FileStore, StoredUpdate
+from ycore_adapters.migrate import MigrationError, Source, migrate, open_source
+from ycore_adapters.stores import FileStore, StoredUpdate, StoreUnavailable
 from ycore_adapters.stores.tools import read
 
 from ycore import encode_state_vector_from_update, merge_updates
@@ -371,8 +374,42 @@ def test_bad_rows_are_told_and_the_others_read(tmp_path: Path) -> None:
     assert "one: update 2 is none" in result.output
     assert "one: update 3 (row 3) has no time: 'noon'" in result.output
     assert stored(tmp_path / "data")["one"] == merge_updates([A, C])
-    updates = open_source(database).rooms["one"]()
-    assert [next(updates).metadata for _ in range(3)] == [b"who", b"who", b"{}"]
+    with closing(open_source(database).rooms["one"]()) as updates:
+        assert [next(updates).metadata for _ in range(3)] == [b"who", b"who", b"{}"]
+
+
+async def _fill(source: Source) -> None:
+    """Have a store refuse what comes from there."""
+    store = ScriptedStore()
+    store.fails["append"] = StoreUnavailable("no space left")
+    async for _ in migrate(source, store):
+        pass
+
+
+def test_what_was_open_is_closed_when_the_store_fails(tmp_path: Path) -> None:
+    """At once, and not when the collector comes upon it."""
+    open_now = [True]
+
+    def updates() -> Generator[StoredUpdate, None, None]:
+        try:
+            for _ in range(2000):
+                yield StoredUpdate(A, 1.8e9)
+        finally:
+            open_now.clear()
+
+    reading = updates()  # keeps it from being closed because nothing refers to it any more
+    with pytest.raises(StoreUnavailable):
+        anyio.run(_fill, Source("", {"room": lambda: reading}))
+    assert not open_now
+
+
+def test_the_collector_may_close_what_was_not_read_to_the_end_in_any_thread(
+    tmp_path: Path,
+) -> None:
+    updates = open_source(spoilt(tmp_path)).rooms["one"]()
+    next(updates)
+    with ThreadPoolExecutor(1) as other:
+        other.submit(updates.close).result()
 
 
 def test_a_later_version_of_a_database_is_told(tmp_path: Path) -> None:
@@ -395,7 +432,7 @@ def test_a_damaged_database_is_told(tmp_path: Path) -> None:
 def test_a_database_in_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = spoilt(tmp_path)
     connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda path, uri: connect(path, uri=uri, timeout=0))
+    monkeypatch.setattr(sqlite3, "connect", partial(connect, timeout=0))
     with closing(connect(database, isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
         with pytest.raises(MigrationError, match="locked; stop the server"):

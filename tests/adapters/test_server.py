@@ -25,7 +25,7 @@ from ycore_adapters.server import Server, ServerSettings, listen_tcp, listen_uni
 from ycore_adapters.stores import FileStore, MemoryStore, Store
 from yupdates import ASK_ALL, EMPTY_ROOM, NOTHING, edit, here, insert
 
-from ycore import StructStore
+from ycore import Settings, StructStore
 from ycore.messages import AwarenessUpdate, SyncStep1, SyncStep2, Update, decode
 
 pytestmark = pytest.mark.anyio
@@ -66,8 +66,8 @@ class Running:
         address = server.listeners[0].getsockname()
         self.address: Address = address if isinstance(address, str) else address[:2]
 
-    def connect(self, path: str = "/r") -> Any:
-        return connect(self.address, path)
+    def connect(self, path: str = "/r", **more: Any) -> Any:
+        return connect(self.address, path, **more)
 
 
 @asynccontextmanager
@@ -77,13 +77,14 @@ async def serving(
     listener: socket.socket | None = None,
     settings: ServerSettings | None = None,
     limits: DriverSettings | None = None,
+    rooms: Settings | None = None,
 ) -> AsyncIterator[Running]:
     """A server for the length of a test, which must not take too long."""
     with anyio.fail_after(15):
         async with AsyncExitStack() as stack:
             if store is None:
                 store = MemoryStore()
-            driver = await stack.enter_async_context(Driver(store, limits=limits))
+            driver = await stack.enter_async_context(Driver(store, settings=rooms, limits=limits))
             listeners = [listener] if listener else await listen_tcp("127.0.0.1", 0)
             server = Server(driver, listeners, settings=settings)
             stopped = anyio.Event()
@@ -203,13 +204,77 @@ async def test_who_vanishes_is_gone_for_the_others_at_once(
     assert caplog.messages == []
 
 
+async def test_a_client_of_another_protocol_is_told_in_the_log_once_in_a_while(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What a HocuspocusProvider sends: to its URL without a room, or else the document's name and
+    its token, and never a question."""
+    told = "a client does not speak y-websocket (a HocuspocusProvider?) address=127.0.0.1 problem="
+
+    async def ask_for_no_room(running: Running) -> None:
+        with pytest.raises(Refused):
+            await connect(running.address, "/").__aenter__()
+
+    settings = ServerSettings(handshake_timeout=0.05)
+    async with (
+        serving(settings=settings) as running,
+        running.connect() as a,
+        running.connect() as other,
+    ):
+        await level(a)
+        await other.send(b"\x04name\2\0\5token")
+        while not caplog.messages:
+            await anyio.lowlevel.checkpoint()
+        await ask_for_no_room(running)
+    assert caplog.messages == [f"{told}'it does not ask for the document'"]
+    caplog.clear()
+    async with serving() as running:
+        await ask_for_no_room(running)
+        await ask_for_no_room(running)
+    assert caplog.messages == [f"{told}'it names no room'"]
+
+
+async def test_who_comes_who_goes_and_who_is_refused_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="ycore_adapters")
+    limits = DriverSettings(allowed_origins=frozenset({"https://example.org"}))
+    settings = ServerSettings(prefix="/ws/")
+    rooms = Settings(max_members=1)
+    async with serving(settings=settings, limits=limits, rooms=rooms) as running:
+        async with running.connect("/ws/r") as a:
+            await level(a)
+            async with running.connect("/ws/r") as second:
+                assert await second.closed() == 1013
+        await empty(running)
+        origin = (b"Origin", b"https://example.com")
+        async with running.connect("/ws/r", headers=[origin]) as from_elsewhere:
+            assert await from_elsewhere.closed() == 4403
+        with pytest.raises(Refused, match="404"):
+            await connect(running.address, "/r").__aenter__()
+        assert (await ask(running.address, b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")).endswith(
+            b"ok\n"
+        )
+        here_ = "room='r' address=127.0.0.1"
+        assert caplog.messages == [
+            f"joined {here_} read_only=False",
+            f"sent away {here_} code=1013 reason='the room is full'",
+            f"left {here_}",
+            f"refused {here_} code=4403 reason='pages of https://example.com may not connect here'",
+            "refused address=127.0.0.1 status=404 "
+            "reason='no room here: connect to /ws/your-room-name'",
+            "a client does not speak y-websocket (a HocuspocusProvider?) address=127.0.0.1 "
+            "problem='it names no room'",
+        ]
+
+
 @pytest.mark.parametrize(
     ("frame", "code"),
     [
-        (b"\x82\x81\x00\x00\x00\x00\xff", 1007),  # no y-protocols message
-        (b"\x82\x80\x00\x00\x00\x00", 1007),  # nothing at all
+        (b"\x82\x81\x00\x00\x00\x00\xff", 4400),  # no y-protocols message
+        (b"\x82\x80\x00\x00\x00\x00", 4400),  # nothing at all
         (b"\x81\x81\x00\x00\x00\x00x", 1003),
-        (b"\x82\xff\x00\x00\x00\x00\x7f\x00\x00\x00" + bytes(4 + 2000), 1009),
+        (b"\x82\xff\x00\x00\x00\x00\x7f\x00\x00\x00" + bytes(4 + 2000), 4413),
         (b"\xf2\x81\x00\x00\x00\x00x", 1002),
         (b"\x88\x80\x00\x00\x00\x00", 1005),
     ],
@@ -531,32 +596,29 @@ async def test_a_peer_that_reads_no_answers_is_read_no_further(tmp_path: Path) -
         await nobody_but(running, 0)
 
 
-async def test_every_ping_is_answered_to_who_reads_late(tmp_path: Path) -> None:
-    listener = await listen_unix(tmp_path / "socket")
-    settings = ServerSettings(max_answer_bytes=2000)
-    number, size = 20_000, 20
+async def test_who_sends_pings_in_a_flood_is_answered_the_latest() -> None:
+    number = 40_000
     async with (
-        serving(listener=listener, settings=settings) as running,
+        serving() as running,
         running.connect() as client,
         anyio.create_task_group() as tasks,
     ):
         await level(client)
-        [sock] = running.server._sockets
-        tasks.start_soon(
-            client.stream.send, (b"\x89" + bytes([0x80 | size]) + bytes(4 + size)) * number
-        )
-        while sock._taken is None:
-            await anyio.lowlevel.checkpoint()
-        pong = b"\x8a" + bytes([size]) + bytes(size)
+        pings = (b"\x89\x84" + bytes(4) + i.to_bytes(4, "big") for i in range(number))
+        tasks.start_soon(client.stream.send, b"".join(pings))
+        last = b"\x8a\x04" + (number - 1).to_bytes(4, "big")
         received = bytearray()
-        while len(received) < number * len(pong):
+        while not received.endswith(last):
             received += await client.stream.receive()
-        assert received == pong * number
+        answered = [bytes(received[at + 2 : at + 6]) for at in range(0, len(received), 6)]
+        assert answered == sorted(set(answered))
+        assert len(answered) < number / 10
 
 
 @pytest.mark.source
+@pytest.mark.parametrize("last", [0, 1000], ids=["in one go", "its end by itself"])
 async def test_nothing_is_kept_of_a_message_that_was_worked_off(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
     size = 8 * 2**20
     async with serving() as running, running.connect() as client:
@@ -572,7 +634,11 @@ async def test_nothing_is_kept_of_a_message_that_was_worked_off(
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
-            await client.stream.send(message)
+            await client.stream.send(message[: len(message) - last])
+            if last:
+                while running.server._held < size - last:
+                    await anyio.lowlevel.checkpoint()
+                await client.stream.send(message[-last:])
             await arrived.wait()
             await anyio.wait_all_tasks_blocked()
             kept = tracemalloc.get_traced_memory()[0] - before
@@ -593,12 +659,9 @@ async def test_many_long_messages_at_once_cost_the_longest_its_connection(
     ):
         for client in (a, b, long):
             await level(client)
-        begun = b"\x02\xff" + (1_000_000).to_bytes(8, "big") + bytes(4)
         for client, size in ((a, 100_000), (long, 150_000)):
-            await client.stream.send(begun + bytes(size))
-        while running.server._held < 250_000:
-            await anyio.lowlevel.checkpoint()
-        await b.stream.send(begun + bytes(60_000))
+            await begin(running, client, size)
+        await b.stream.send(BEGUN + bytes(60_000))
         assert await long.closed() == 1013
         assert running.server._held == 160_000
         await a.stream.send(bytes(100_000))
@@ -606,6 +669,110 @@ async def test_many_long_messages_at_once_cost_the_longest_its_connection(
             await anyio.lowlevel.checkpoint()
     assert not running.server._held
     assert len(caplog.messages) == 1
+
+
+BEGUN = b"\x82\xff" + (1_000_000).to_bytes(8, "big") + bytes(4)
+"""Of a message of a million bytes."""
+
+
+async def begin(running: Running, client: WsClient, size: int) -> None:
+    """Have a client send so much of a message, and wait until it was read."""
+    await go_on(running, client, size, BEGUN)
+
+
+async def go_on(running: Running, client: WsClient, size: int, header: bytes = b"") -> None:
+    held = running.server._held
+    await client.stream.send(header + bytes(size))
+    while running.server._held < held + size:
+        await anyio.lowlevel.checkpoint()
+
+
+async def test_who_keeps_most_for_an_address_pays_for_it() -> None:
+    """Many of one address keep a little each, and never come to an end. Somebody else's message is
+    longer than any of theirs, and arrives."""
+    settings = ServerSettings(max_unfinished_bytes=300_000)
+    async with (
+        serving(settings=settings) as running,
+        AsyncExitStack() as stack,
+        running.connect() as reader,
+    ):
+        await level(reader)
+        crowd = [await stack.enter_async_context(running.connect()) for _ in range(9)]
+        for client in crowd:
+            await begin(running, client, 30_000)
+        stream = await anyio.connect_tcp(*running.address, local_host="127.0.0.2")
+        honest = WsClient(await stack.enter_async_context(stream))
+        await honest.open("/r")
+        assert len(set(running.server._addresses)) == 2
+        long = edit(1, 0, bytes(100_000))
+        await honest.send(long)
+        assert await reader.receive() == long
+        await honest.send(edit(1, 1))
+        assert await reader.receive() == edit(1, 1)
+        assert await crowd[0].closed() == 1013
+
+
+async def test_of_one_address_those_pay_that_have_kept_most_for_longest() -> None:
+    """As it is behind a proxy."""
+    settings = ServerSettings(max_unfinished_bytes=300_000)
+    async with (
+        serving(settings=settings) as running,
+        AsyncExitStack() as stack,
+        running.connect() as reader,
+        running.connect() as honest,
+    ):
+        await level(reader)
+        for _ in range(9):
+            client = await stack.enter_async_context(running.connect())
+            await begin(running, client, 30_000)
+        for sock in running.server._sockets:
+            sock.began -= 60
+        long = edit(1, 0, bytes(100_000))
+        await honest.send(long)
+        assert await reader.receive() == long
+
+
+@pytest.mark.source
+async def test_a_message_of_which_nothing_comes_any_more_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That other things come meanwhile, a byte of it or a pong, changes nothing."""
+    monkeypatch.setattr(server_module, "_SWEEP", 60)
+    settings = ServerSettings(message_timeout=30, message_rate=1000, ping_interval=10**6)
+    async with serving(settings=settings) as running, running.connect() as client:
+        await level(client)
+        [sock] = running.server._sockets
+        now = time.monotonic()
+        await begin(running, client, 20_000)
+        sock.sweep(now)
+        for size, seconds in ((1, 10), (1, 20), (5_000, 29), (1, 34)):
+            await go_on(running, client, size)
+            sock.sweep(now + seconds)
+            assert sock.member is not None
+        sock.sweep(now + 34.9)
+        assert sock.member is not None
+        sock.sweep(now + 35.1)  # 30 s, and 5 for the 5,000 bytes
+        assert sock.member is None
+        assert not running.server._held
+        assert await client.closed() == 1013
+
+
+@pytest.mark.source
+async def test_a_message_may_take_its_time_if_it_keeps_coming(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "_SWEEP", 60)
+    settings = ServerSettings(message_timeout=30, message_rate=1000, ping_interval=10**6)
+    async with serving(settings=settings) as running, running.connect() as client:
+        await level(client)
+        [sock] = running.server._sockets
+        now = time.monotonic()
+        await begin(running, client, 1)
+        for seconds in range(0, 2_500, 25):
+            await go_on(running, client, 25_000 // 4)
+            sock.busy = seconds % 100 != 0  # it is read one time in four
+            sock.sweep(now + seconds)
+        assert sock.member is not None
 
 
 async def test_a_message_that_came_whole_is_let_go_of_before_it_is_taken_in() -> None:
@@ -737,11 +904,13 @@ async def test_who_compresses_and_who_does_not_see_the_same() -> None:
             await level(client)
         assert [sock.peer.window for sock in running.server._sockets].count(15) == 2
         for author, client in enumerate(clients, 1):
-            long = edit(author, 0, b"again and again, " * 1000)
-            await client.send(long)
-            for other in clients:
-                if other is not client:
-                    assert await other.receive() == long
+            for clock, long in enumerate(
+                (b"again and again, " * 1000, bytes(2**20), bytes(3 * 2**20))
+            ):
+                await client.send(edit(author, clock, long))
+                for other in clients:
+                    if other is not client:
+                        assert await other.receive() == edit(author, clock, long)
 
 
 # ---- going down
@@ -981,3 +1150,28 @@ async def test_in_a_turn_that_is_late_what_is_short_waits_for_its_own(
         await a.send(edit(1, 1))
         await hear(b, store, {1: 2})
         assert [room for _, room in parties] == ["r"]
+
+
+async def test_who_stops_it_in_a_hurry_waits_neither_for_clients_nor_for_a_store(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With patience it would take longer than `serving` lets a test take."""
+    settings = ServerSettings(shutdown_timeout=60, close_timeout=60)
+    async with serving(settings=settings) as running, running.connect() as a:
+        await level(a)
+        running.server.stop()
+        while not running.server.is_stopping:
+            await anyio.lowlevel.checkpoint()
+        running.server.stop(hurry=True)
+        await running.stopped.wait()
+        assert await a.closed() in (1001, 1006)
+    assert caplog.messages == []
+    store = ScriptedStore()
+    async with serving(store, settings=settings) as running, running.connect() as a:
+        await level(a)
+        store.hold("append")
+        await a.send(edit(1, 0))
+        await store.called("append")
+        running.server.stop(hurry=True)
+        await running.stopped.wait()
+    assert caplog.messages == ["shutdown: the store did not finish in time"]

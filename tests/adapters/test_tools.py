@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -106,12 +107,15 @@ def test_an_export_is_the_document_and_an_import_adds_to_it(data: Path, tmp_path
     fill(data, r=ABC[:2])
     assert exported(data, "r") == merge_updates(ABC[:2])
     file = tmp_path / "r.yjs"
-    assert ycore(data, "export", "r", file).exit_code == 0
+    told = f"r: {len(merge_updates(ABC[:2]))} bytes written to {file}\n"
+    assert ycore(data, "export", "r", file).output == told
     assert file.read_bytes() == merge_updates(ABC[:2])
     again = ycore(data, "export", "r", file)
     assert again.exit_code == 1
-    assert "can't write" in again.output
-    assert "File exists" in again.output
+    assert again.output == f"Error: {file} is there already, and was left as it is\n"
+    nowhere = ycore(data, "export", "r", tmp_path / "missing" / "r.yjs")
+    assert nowhere.exit_code == 1
+    assert "can't write" in nowhere.output
     assert ycore(data, "import", "r", "-", stdin=ABC[2]).exit_code == 0
     assert ycore(data, "import", "copy", file).exit_code == 0
     assert exported(data, "r") == merge_updates(ABC)
@@ -130,6 +134,76 @@ def test_what_is_no_update_is_not_imported(data: Path, tmp_path: Path) -> None:
         assert "holds no Yjs update" in result.output
     assert "can't read" in ycore(data, "import", "r", tmp_path / "missing").output
     assert ycore(data, "rooms").output == ""
+
+
+@pytest.mark.parametrize(
+    "written",
+    [  # by Y.encodeStateAsUpdateV2 of Yjs 13.6
+        "00000000000001000000000000",
+        "000001010000010409067468656c6c6f01050101000001010000",
+        "00000241010200040007040081008400280c0674686c6f6d6b410002410001010002020101040075027d0176"
+        "0101617e0101010101",
+        "0000044200410103010004000b07002800040081008400280e08617874686c6f6d6b41020241000501000000"
+        "010101030102010202007d01040075027d01760101617e0101010101",
+    ],
+)
+def test_of_an_update_in_version_2_it_is_told_what_to_do(data: Path, written: str) -> None:
+    result = ycore(data, "import", "r", "-", stdin=bytes.fromhex(written))
+    assert result.exit_code == 1
+    assert "version 2" in result.output
+    assert "Y.convertUpdateFormatV2ToV1" in result.output
+    assert "version 2" not in ycore(data, "import", "r", "-", stdin=b"\0\0\0").output
+
+
+@pytest.mark.parametrize("command", ["show", "export", "verify", "repair", "compact", "delete"])
+def test_a_room_that_is_not_there_is_named_before_anything_is_done(
+    data: Path, command: str
+) -> None:
+    fill(data, r=ABC)
+    rooms = (
+        ["r", "no such"] if command in ("verify", "repair", "compact", "delete") else ["no such"]
+    )
+    result = ycore(data, command, *rooms)
+    assert result.exit_code == 1
+    assert result.output == (
+        f"Error: there is no room no such in {data}: `ycore rooms` lists those there are\n"
+    )
+    assert ycore(data, "verify").output == "1 room is well, 0 damaged\n"
+
+
+def test_when_something_was_is_told_as_a_date(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    fill(data, r=ABC)
+    assert (
+        "nothing yet at 1970-01-01 00:15:00+00:00" in ycore(data, "show", "--at", "900", "r").output
+    )
+    ycore(data, "compact")
+    told = ycore(data, "show", "--at", "900", "r").output
+    assert "nothing is kept from before 1970-01-01 00:16:42+00:00" in told
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize("when", ["nan", "inf", "1e30", "-1e30"])
+def test_a_time_that_cant_be_is_none(data: Path, when: str) -> None:
+    fill(data, r=ABC)
+    result = ycore(data, "show", f"--at={when}", "r")
+    assert result.exit_code == 2
+    assert "is no time: write" in result.output
+
+
+def test_data_that_is_of_the_other_kind_is_told(data: Path) -> None:
+    if data.suffix:
+        data.mkdir()
+    else:
+        data.write_bytes(b"")
+    for command in (["rooms"], ["import", "r", "-"]):
+        result = ycore(data, *command, stdin=ABC[0])
+        assert result.exit_code == 1
+        what = "directory" if data.suffix else "file"
+        assert result.output.startswith(f"Error: {data} is a {what}: --data takes a directory, or")
+        assert result.output.count("\n") == 1
 
 
 def test_a_room_is_exported_as_it_was(data: Path) -> None:
@@ -185,10 +259,12 @@ def test_rooms_are_compacted(data: Path, keep_history: bool) -> None:
     option = ["--keep-history"] if keep_history else []
     result = ycore(data, "compact", *option, "r")
     assert result.exit_code == 0
-    assert result.output.startswith("1 rooms: ")
+    assert result.output.startswith("1 room: ")
     assert exported(data, "r") == merge_updates(ABC)
     lines = ycore(data, "rooms", "--json").output.splitlines()
     assert [json.loads(line)["updates"] for line in lines] == [3, 1]
+    assert [json.loads(line)["last_update"] for line in lines] == [1002.0, 1002.0]
+    assert exported(data, "r", "--at", "1002") == merge_updates(ABC)
     if keep_history:
         assert exported(data, "r", "--at", "1001") == merge_updates(ABC[:2])
     else:
@@ -221,8 +297,8 @@ def test_damage_is_found_and_repaired(data: Path) -> None:
     result = ycore(data, "verify")  # what was typed behind the damage waits for it
     assert result.exit_code == 3
     assert result.output.startswith("r: 2 clocks of edits are held back (2 of client 1), since ")
-    assert result.output.endswith("1 rooms are well, 0 damaged, 1 with holes\n")
-    assert ycore(data, "verify", "s").output == "1 rooms are well, 0 damaged\n"
+    assert result.output.endswith("1 room is well, 0 damaged, 1 with holes\n")
+    assert ycore(data, "verify", "s").output == "1 room is well, 0 damaged\n"
     assert exported(data, "r") == merge_updates(ABC[1:])
     assert exported(data, "s") == merge_updates(ABC[:2])
 
@@ -241,11 +317,11 @@ def test_holes_are_told_and_filled(data: Path) -> None:
     result = ycore(data, "verify", "well", "holes")
     assert result.exit_code == 3
     assert f"holes: {WITH_HOLE}. `ycore repair --fill-holes`" in result.output
-    assert result.output.endswith("1 rooms are well, 0 damaged, 1 with holes\n")
+    assert result.output.endswith("1 room is well, 0 damaged, 1 with holes\n")
     result = ycore(data, "verify")
     assert result.exit_code == 1
     assert f"both: {WITH_HOLE}" in result.output
-    assert result.output.endswith("1 rooms are well, 1 damaged, 1 with holes\n")
+    assert result.output.endswith("1 room is well, 1 damaged, 1 with holes\n")
     result = ycore(data, "rooms", "--long")
     assert result.exit_code == 3
     assert result.output.count(f"HOLES: {WITH_HOLE}") == 2
@@ -415,8 +491,6 @@ def test_on_a_terminal_one_sees_how_far_it_is(data: Path) -> None:
 
 def test_a_store_that_does_not_open_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "data.db").write_bytes(b"once upon a time" * 100)
-    (tmp_path / "data").write_bytes(b"")
-    for name in ("data", "data.db"):
-        result = ycore(tmp_path / name, "rooms")
-        assert result.exit_code == 1
-        assert "can't use" in result.output
+    result = ycore(tmp_path / "data.db", "rooms")
+    assert result.exit_code == 1
+    assert "can't use" in result.output

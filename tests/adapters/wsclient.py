@@ -67,12 +67,14 @@ class WsClient:
         *,
         subprotocols: list[str] | None = None,
         extensions: list[Extension] | None = None,
+        headers: list[tuple[bytes, bytes]] | None = None,
     ) -> None:
         request = Request(
             host="test",
             target=path,
             subprotocols=subprotocols or [],
             extensions=list(extensions or []),
+            extra_headers=headers or [],
         )
         await self.stream.send(self._ws.send(request))
         answer = await self._next()
@@ -162,11 +164,12 @@ async def connect(
     *,
     subprotocols: list[str] | None = None,
     extensions: list[Extension] | None = None,
+    headers: list[tuple[bytes, bytes]] | None = None,
 ) -> AsyncIterator[WsClient]:
     """Open a WebSocket. At the end the connection is dropped without a word."""
     async with await connect_stream(address) as stream:
         client = WsClient(stream)
-        await client.open(path, subprotocols=subprotocols, extensions=extensions)
+        await client.open(path, subprotocols=subprotocols, extensions=extensions, headers=headers)
         yield client
 
 

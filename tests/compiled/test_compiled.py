@@ -74,6 +74,28 @@ def test_beside_a_source_it_says_what_to_do(target: Path) -> None:
     assert "run Python with -P" in done.stderr
 
 
+_CANCELLED = """
+import sys
+
+import anyio
+from ycore_adapters.driver import Driver
+from ycore_adapters.stores import MemoryStore
+
+async def main():
+    async with Driver(MemoryStore()):
+        await anyio.lowlevel.checkpoint()  # its tasks wait now, and are cancelled at the end
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_cancelled_task_warns_of_nothing(target: Path, backend: str) -> None:
+    """mypyc's own way to throw an exception into what is awaited is deprecated."""
+    done = python(target, "-W", "error", "-c", _CANCELLED, backend)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_what_is_compiled_passes_the_tests_of_its_source(target: Path) -> None:
     done = python(
         target, "-m", "pytest", "-q", "-m", "not source", "-p", "no:cacheprovider", *TESTS

@@ -293,6 +293,8 @@ def test_misuse_and_garbage() -> None:
     engine = Engine(Doc())
     with pytest.raises(RemoteProtocolError):
         engine.feed.give(b"\x01")
+    with pytest.raises(RemoteProtocolError, match="not before its own"):  # pycrdt has it so
+        engine.feed.give(update({(9, 0): [item(text("a"), origin=(1, 0), right=(9, 0))]}))
     engine.feed.close()
     engine.feed.close()
 

@@ -31,7 +31,7 @@ from mutator import mutate
 
 from ycore import RemoteProtocolError, check_update
 from ycore.lib0 import MAX_SAFE_INTEGER, UNDEFINED, BigInt
-from ycore.steps import Steps
+from ycore.steps import Steps, finish
 from ycore.updates import (
     decode_state_vector,
     decode_state_vector_steps,
@@ -121,7 +121,6 @@ BAD_STRUCTS = [
     (item(text("a"), origin=(1, 5)), "not before its own"),
     (item(text("a"), origin=(1, 9)), "not before its own"),
     (item(text("a"), right=(1, 5)), "not before its own"),
-    (item(text("a"), origin=(1, 4), right=(1, 5)), "not before its own"),
     (item(text("a"), parent=(1, 5)), "not before its own"),
     (b"\x84\x81\x00\x05\x01a", "not before its own"),  # the own client, overlong
 ]
@@ -138,13 +137,10 @@ def test_malformed_struct(struct: bytes, why: str) -> None:
     ("data", "why"),
     [
         (b"", "runs past the end"),
-        (b"\x01\x00\x01\x00\x00", "declares 0 structs"),
         (b"\x01\xff\xff\xff\xff\x0f\x01\x00\x00\x01\x00", "declares 4294967295 structs"),
         (update({(1, 0): [gc(1)]}) * 2, "left over"),
-        (b"\x02" + (b"\x01\x01\x00\x00\x01" + b"\x01\x01\x05\x00\x01") + b"\x00", "two sections"),
         (update({(1, MAX_SAFE_INTEGER): [gc(1)]}), "above 2\\^53-1"),
         (update({(1, 1): [gc(MAX_SAFE_INTEGER)]}), "above 2\\^53-1"),
-        (update({}, {1: []}), "declares 0 delete ranges"),
         (update({}, {1: [(3, 0)]}), "is empty"),
         (update({}, {1: [(MAX_SAFE_INTEGER, 1)]}), "ends too far"),
         (b"\x00\x01\x01\xff\xff\xff\xff\x0f\x00\x01", "declares 4294967295 delete ranges"),
@@ -346,10 +342,86 @@ def test_structs_of_no_length_are_left_out(empty: bytes) -> None:
         assert parsed.tidy
     parsed = parse_update(update({(1, 5): first, (9, 0): [empty] * 2, (2, 0): [A]}, deletes))
     assert parsed.data == clean
+    late = item(text(""), origin=(1, 99), right=(1, 98))  # of Yjs 14: it refers to anything
+    assert (
+        parse_update(update({(1, 5): [A, late, skip(2), B, gc(1)], (2, 0): [A]}, deletes)).data
+        == clean
+    )
     parsed = parse_update(update({(2, 3): [empty]}))
     assert (parsed.data, parsed.sections) == (update(), [])
     with pytest.raises(RemoteProtocolError, match="left over"):
         parse_update(update({(2, 3): [empty]}) + b"\0")
+
+
+def test_an_item_is_not_left_of_itself() -> None:
+    """As yrs has it, which took a struct of no length for its neighbour."""
+    sent = bytes.fromhex("0101c0869bb70f18c4c0869bb70f17c0869bb70f1808f09f87a9f09f87aa00")
+    taken = bytes.fromhex("0101c0869bb70f1884c0869bb70f1708f09f87a9f09f87aa00")
+    parsed = parse_update(sent)
+    assert (parsed.data, parsed.is_amended) == (taken, True)
+    assert not parse_update(taken).is_amended
+    odd = item(text("ab"), origin=(1, 0), right=(1, 1))
+    rest = [
+        item(text("")),
+        item(text("c"), origin=(1, 2)),
+        item(text("d"), origin=(7, 0), right=(1, 4)),
+    ]
+    parsed = parse_update(update({(1, 0): [A, odd, *rest], (2, 0): [B]}))
+    assert parsed.data == update(
+        {
+            (1, 0): [
+                A,
+                item(text("ab"), origin=(1, 0)),
+                item(text("c"), origin=(1, 2)),
+                item(text("d"), origin=(7, 0)),
+            ],
+            (2, 0): [B],
+        }
+    )
+
+
+def test_what_cannot_be_left_out_is_refused() -> None:
+    for bad in (
+        item(text("a"), origin=(1, 0), right=(1, 2)),
+        item(text("a"), origin=(1, 1), right=(1, 1)),
+        item(text("a"), right=(1, 1)),
+        item(text("a"), parent=(1, 1)),
+    ):
+        with pytest.raises(RemoteProtocolError, match="not before its own"):
+            parse_update(update({(1, 0): [A, bad]}))
+        assert finish(parse_update_steps(update({(1, 0): [A, bad]}))).impossible == [(1, 1, 2)]
+    with pytest.raises(RemoteProtocolError, match="struct 1000 of client 1 refers"):
+        finish(parse_update_steps(update({(1, 0): [item(text("a"), parent=(1, 9999))] * 1025})))
+
+
+MERGED = bytes.fromhex(
+    "04028bb3cb9e070041800100048480010003efbfbd01a8cdd9d40514c4a8cdd9d40504a8cdd9d405050178018001000401"
+    "017403efbfbd028bb3cb9e070041800100048480010003efbfbd018bb3cb9e07010004"
+)
+"""By Y.mergeUpdates, of updates in which Yjs 13.0 did not sort the clients: one comes twice."""
+
+
+def test_a_client_may_be_named_twice_or_for_nothing() -> None:
+    parsed = parse_update(MERGED)
+    assert len(parsed.sections) == 4
+    assert not parsed.tidy
+    fine = update({(1, 0): [A]})
+    for odd in (
+        b"\x02\x00\x05\x00" + fine[1:],
+        b"\x02" + fine[1:-1] + b"\x00\x05\x07\x00",
+        fine[:-1] + b"\x01\x05\x00",
+        fine[:-1] + b"\x02\x05\x00\x06\x01\x00\x01",
+    ):
+        parsed = parse_update(odd)
+        assert [(s.client, s.start, [*s.ends]) for s in parsed.sections] == [(1, 0, [1])]
+        assert not parsed.tidy
+        assert parsed.deletes == ({6: [(0, 1)]} if odd.endswith(b"\x01") else {})
+    # With something cut out they are written one after the other, as they came.
+    empty = item(text(""))
+    raw = b"\x02" + update({(1, 5): [A, empty]})[1:-1] + update({(1, 0): [A]})[1:]
+    parsed = parse_update(raw)
+    assert [(s.client, s.start) for s in parsed.sections] == [(1, 5), (1, 0)]
+    assert not parsed.tidy
 
 
 def test_many_structs_of_no_length_are_left_out_in_steps() -> None:

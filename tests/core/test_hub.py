@@ -13,8 +13,8 @@ A, B = typed(1, "ab")
 
 def opened(hub: Hub, name: str, now: float = 0) -> Member:
     member, effects = hub.join(name, now=now)
-    if effects and isinstance(effects[0], Load):
-        effects[0].room.opened(now=now)
+    if any(isinstance(effect, Load) for effect in effects):
+        member.room.opened(now=now)
     return member
 
 
@@ -41,6 +41,105 @@ def test_a_hub_has_only_so_many_rooms() -> None:
     assert list(hub.rooms) == ["doc"]
     assert late.room.leave(late, now=0) == []
     assert opened(hub, "doc") in hub.rooms["doc"].members
+
+
+def test_the_room_that_was_empty_for_longest_gives_way_to_one_too_many() -> None:
+    hub = Hub(Settings(max_rooms=5))
+    rooms = {}
+    left_at = {"in use": None, "late": 3, "early": 1, "back": 0, "back later": 2}
+    for name, left in left_at.items():
+        member = opened(hub, name)
+        rooms[name] = member.room
+        if left is not None:
+            member.room.leave(member, now=left)
+    back = opened(hub, "back", now=4)
+    one, effects = hub.join("one", now=5)
+    assert effects == [Unload(rooms["early"], 1), Load(one.room)]
+    opened(hub, "back later", now=5)
+    two, effects = hub.join("two", now=5)
+    assert effects == [Unload(rooms["late"], 1), Load(two.room)]
+    back.room.leave(back, now=6)
+    three, effects = hub.join("three", now=7)
+    assert effects == [Unload(rooms["back"], 2), Load(three.room)]
+    late, effects = hub.join("four", now=7)
+    assert plain(effects) == [("close", late, 1013)]
+    assert hub.handle_timeout(now=14) == []  # none is told again
+    for name, generation in (("early", 1), ("late", 1), ("back", 2)):
+        assert hub.unloaded(rooms[name], generation, now=8)
+    assert list(hub.rooms) == ["in use", "back later", "one", "two", "three"]
+
+
+def test_who_comes_back_to_a_room_that_gives_way_keeps_it() -> None:
+    hub = Hub(Settings(max_rooms=1))
+    member = opened(hub, "doc")
+    room = member.room
+    room.leave(member, now=1)
+    other, effects = hub.join("other", now=2)
+    assert effects == [Unload(room, 1), Load(other.room)]
+    back, effects = hub.join("doc", now=2)
+    assert plain(effects) == [("send", ("step1", {}), [back])]
+    assert back.room is room
+    assert not hub.unloaded(room, 1, now=3)
+    late, effects = hub.join("third", now=3)
+    assert plain(effects) == [("close", late, 1013)]  # there are more than enough
+    room.leave(back, now=4)
+    third, effects = hub.join("third", now=5)
+    assert effects[0] == Unload(room, 2)
+    assert plain(effects[1:]) == [("close", third, 1013)]  # the other one is in use
+    assert not hub.unloaded(room, 1, now=5)
+    other.room.opened(now=5)
+    other.room.leave(other, now=6)
+    third, effects = hub.join("third", now=7)
+    assert effects == [Unload(other.room, 1), Load(third.room)]
+
+
+def test_a_room_gives_way_only_when_nothing_is_left_to_be_done_in_it() -> None:
+    hub = Hub(Settings(max_rooms=1))
+    member, _ = hub.join("doc", now=0)
+    member.room.leave(member, now=0)
+    late, effects = hub.join("other", now=1)  # it still loads
+    assert plain(effects) == [("close", late, 1013)]
+    member.room.opened(now=2)
+    other, effects = hub.join("other", now=2)
+    assert effects == [Unload(member.room, 1), Load(other.room)]
+
+
+def test_only_so_many_rooms_wait_for_the_store_to_finish_with_them() -> None:
+    hub = Hub(Settings(max_rooms=1))
+    for i in range(65):
+        member = opened(hub, str(i), now=i)
+        member.room.leave(member, now=i)
+    late, effects = hub.join("late", now=99)
+    assert plain(effects) == [("close", late, 1013)]
+    assert len(hub.rooms) == 65
+    assert hub.unloaded(hub.rooms["0"], 1, now=99)
+    opened(hub, "late", now=99)
+    assert hub.rooms["late"].members
+
+
+@pytest.mark.source
+def test_not_all_rooms_are_looked_at_for_each_one_that_gives_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    number = 500
+    hub = Hub(Settings(max_rooms=number))
+    for i in range(number):
+        member = opened(hub, f"before {i}")
+        member.room.leave(member, now=i)
+    looked = 0
+    may_unload = Hub._may_unload
+
+    def count(self: Hub, room: Room) -> bool:
+        nonlocal looked
+        looked += 1
+        return may_unload(self, room)
+
+    monkeypatch.setattr(Hub, "_may_unload", count)
+    for i in range(number):
+        member, effects = hub.join(f"after {i}", now=number)
+        assert isinstance(effects[0], Unload)
+        assert hub.unloaded(effects[0].room, effects[0].generation, now=number)
+    assert looked <= 4 * number
 
 
 def test_a_failed_load_refuses_those_who_wait_and_the_next_join_loads_afresh() -> None:

@@ -15,8 +15,8 @@ from ycore import Room
 from ycore.doc import Doc
 
 SHORT, LONG = 6_000, 24_000
-FEW, MANY = 1_100, 3_300
-"""Authors: a heavy update is taken in part by part, of some thousand each."""
+FEW, MANY = 2_100, 3_300
+"""Authors: so many that an update of theirs is taken in part by part."""
 
 
 def lines_of(call: Callable[[], object]) -> int:

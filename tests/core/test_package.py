@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import runpy
 import subprocess
 import sys
+
+import pytest
 
 import ycore
 
@@ -65,3 +69,30 @@ def test_importing_the_core_brings_no_io_no_tasks_no_clock_and_no_dependency() -
 def test_the_public_names_are_these() -> None:
     assert set(ycore.__all__) == PUBLIC
     assert all(hasattr(ycore, name) for name in ycore.__all__)
+
+
+def run(monkeypatch: pytest.MonkeyPatch) -> object:
+    """`python -m ycore --version`; returns what it exits with."""
+    monkeypatch.setattr(sys, "argv", ["ycore", "--version"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module("ycore", run_name="__main__")
+    return done.value.code
+
+
+def test_python_m_runs_the_command_that_is_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch) == 0
+    assert capsys.readouterr().out == f"ycore, version {importlib.metadata.version('ycore')}\n"
+
+
+def test_python_m_says_what_to_do_where_it_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def distribution(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    said = str(run(monkeypatch))
+    assert said.startswith("Error: ycore is not installed: pip install")
+    assert "\n" not in said

@@ -2,20 +2,26 @@
 
 python asgi_apps.py SERVER APP --data FOLDER --port PORT
 """
-# ruff: noqa: PLC0415 each app imports its own framework only
+# ruff: noqa: PLC0415 each server is imported alone
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import importlib
 import logging
-from collections.abc import AsyncIterator, Callable
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 from ycore_adapters.asgi import ASGIApp
 from ycore_adapters.hooks import Access, Hooks, Refused, Request
 from ycore_adapters.stores import FileStore
+
+ROOT = Path(__file__).parents[2]
 
 
 def by_token(request: Request) -> Access:
@@ -37,130 +43,49 @@ def alone(data: str) -> Any:
     return ASGIApp(FileStore(data), prefix="/ws/", hooks=Hooks(authorize=by_token), http=hello)
 
 
-def starlette(data: str) -> Any:
-    from starlette.applications import Starlette
-    from starlette.responses import PlainTextResponse
-    from starlette.routing import Mount, Route
+SETTINGS = """
+SECRET_KEY = "test"
+ALLOWED_HOSTS = ["*"]
+SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+ROOT_URLCONF = "mysite.urls"
+"""
+URLS = """
+from django.http import HttpResponse
+from django.urls import path
 
-    documents = ASGIApp(FileStore(data), hooks=Hooks(authorize=by_token))
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with documents:
-            yield
-
-    async def hello(request: object) -> PlainTextResponse:
-        return PlainTextResponse("hello")
-
-    routes = [Route("/hello", hello), Mount("/ws", documents)]
-    app = Starlette(routes=routes, lifespan=lifespan)
-    return app
+urlpatterns = [path("hello", lambda request: HttpResponse("hello"))]
+"""
 
 
-def fastapi(data: str) -> Any:
-    from fastapi import FastAPI
-
-    documents = ASGIApp(FileStore(data), hooks=Hooks(authorize=by_token))
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with documents:
-            yield
-
-    app = FastAPI(lifespan=lifespan)
-    app.mount("/ws", documents)
-
-    @app.get("/hello")
-    async def hello() -> str:
-        return "hello"
-
-    return app
-
-
-def litestar(data: str) -> Any:
-    from litestar import Litestar, asgi, get
-    from litestar.types import Receive, Scope, Send
-
-    documents = ASGIApp(FileStore(data), prefix="/ws/", hooks=Hooks(authorize=by_token))
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        async with documents:
-            yield
-
-    @asgi("/ws/{room:path}", copy_scope=True)
-    async def ws(scope: Scope, receive: Receive, send: Send) -> None:
-        await documents(scope, receive, send)  # type: ignore[arg-type]
-
-    @get("/hello")
-    async def hello() -> str:
-        return "hello"
-
-    namespace = {"Scope": Scope, "Receive": Receive, "Send": Send}
-    app = Litestar([ws, hello], lifespan=[lifespan], signature_namespace=namespace)
-    return app
-
-
-def quart(data: str) -> Any:
-    from quart import Quart, websocket
-
-    app = Quart(__name__)
-
-    @app.get("/hello")
-    async def hello() -> str:
-        return "hello"
-
-    @app.websocket("/echo")
-    async def echo() -> None:
-        await websocket.send(await websocket.receive())
-
-    hooks = Hooks(authorize=by_token)
-    application = ASGIApp(FileStore(data), prefix="/ws/", hooks=hooks, http=app)
-    return application
-
-
-def _django() -> Any:
-    import django
-    from django.conf import settings
-    from django.core.asgi import get_asgi_application
-    from django.http import HttpResponse
-    from django.urls import path
-
-    settings.configure(
-        SECRET_KEY="test",
-        ALLOWED_HOSTS=["*"],
-        SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies",
-        ROOT_URLCONF=(path("hello", lambda request: HttpResponse("hello")),),
+def write(folder: Path, heading: str) -> None:
+    """Write the files that the page shows under a heading, and those that are there already."""
+    page = (ROOT / "docs" / "frameworks.md").read_text()
+    [tokens, *_] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [app] = re.findall(
+        rf"^### {heading}\n[^#]*?```python\n(.*?)```", page, re.DOTALL | re.MULTILINE
     )
-    django.setup()
-    return get_asgi_application()
+    (folder / "mysite").mkdir(exist_ok=True)
+    for name, source in {
+        "tokens.py": tokens,
+        "app.py": app,
+        "mysite/settings.py": SETTINGS,
+        "mysite/urls.py": URLS,
+    }.items():
+        (folder / name).write_text(source)
 
 
-def django(data: str) -> Any:
-    get_asgi_application = _django
-    hooks = Hooks(authorize=by_token)
-    http = get_asgi_application()
-    application = ASGIApp(FileStore(data), prefix="/ws/", hooks=hooks, http=http)
-    return application
+def shown(heading: str) -> Callable[[str], Any]:
+    """The application on the page, whose data are in a folder "data"."""
 
+    def load(data: str) -> Any:
+        folder = Path(data).parent
+        write(folder, heading)
+        os.chdir(folder)
+        sys.path.insert(0, str(folder))
+        module = importlib.import_module("app")
+        return getattr(module, "application", None) or module.app
 
-def channels(data: str) -> Any:
-    get_asgi_application = _django
-    http = get_asgi_application()  # before what follows is imported
-
-    from channels.routing import ProtocolTypeRouter, URLRouter
-    from channels.sessions import SessionMiddlewareStack
-    from django.urls import re_path
-
-    documents = ASGIApp(FileStore(data), prefix="/ws/", hooks=Hooks(authorize=by_token))
-    application = ProtocolTypeRouter(
-        {
-            "http": http,
-            "websocket": SessionMiddlewareStack(URLRouter([re_path(r"^ws/", documents)])),
-            "lifespan": documents,
-        }
-    )
-    return application
+    return load
 
 
 def on_uvicorn(app: Any, port: int, ws: Any) -> None:
@@ -190,8 +115,16 @@ def on_hypercorn(app: Any, port: int, backend: Any) -> None:
     anyio.run(serve, app, config, backend=backend)
 
 
-APPS: dict[str, Callable[[str], Any]] = {
-    app.__name__: app for app in (alone, starlette, fastapi, litestar, quart, django, channels)
+HEADINGS = {
+    "starlette": "Starlette",
+    "fastapi": "FastAPI",
+    "litestar": "Litestar",
+    "quart": "Quart",
+    "django": "Django",
+    "channels": "Django with Channels",
+}
+APPS: dict[str, Callable[[str], Any]] = {"alone": alone} | {
+    name: shown(heading) for name, heading in HEADINGS.items()
 }
 SERVERS: dict[str, tuple[Callable[[Any, int, Any], None], str]] = {
     "uvicorn": (on_uvicorn, "websockets-sansio"),

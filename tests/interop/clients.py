@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 
+from children import interruptible
+
 DEADLINE: Final = 10.0
 """How many seconds to wait for what should happen at once: long, so that no busy machine fails."""
 
@@ -38,14 +40,15 @@ class Process:
     """
 
     def __init__(self, *command: str | Path, cwd: Path | None = None) -> None:
-        self.popen = subprocess.Popen(
-            command,
-            cwd=cwd,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-        )
+        with interruptible():
+            self.popen = subprocess.Popen(
+                command,
+                cwd=cwd,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+            )
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()

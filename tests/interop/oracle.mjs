@@ -5,7 +5,11 @@
 import { createInterface } from 'node:readline'
 import { deleteRanges, describe, stateVector, structRanges } from './described.mjs'
 import * as Y from 'yjs'
+import { VERSIONS, load, makeHonestSession } from './oracle_honest.mjs'
 import { edit, makeSession } from './oracle_sessions.mjs'
+
+// Yjs says things, too: answers are all that goes to stdout.
+console.log = console.error
 
 const decode = text => new Uint8Array(Buffer.from(text, 'base64'))
 const encode = bytes => Buffer.from(bytes).toString('base64')
@@ -135,6 +139,17 @@ const operations = {
     return { updates: updates.map(encode), classes }
   },
 
+  /** What a server gets in honest sessions, one for each seed (see `makeHonestSession`). */
+  async honest ({ seeds, versions = VERSIONS, ...request }) {
+    await load(versions.includes('yjs') ? versions : [...versions, 'yjs'])
+    return {
+      sessions: seeds.map(seed => {
+        const { frames, ...session } = makeHonestSession({ ...request, versions, seed })
+        return { ...session, frames: frames.map(([client, kind, bytes]) => [client, kind, encode(bytes)]) }
+      })
+    }
+  },
+
   /** What a client does who knows these updates. */
   edit ({ updates, ...request }) {
     return { updates: edit({ updates: updates.map(decode), ...request }).map(encode) }
@@ -143,6 +158,27 @@ const operations = {
   /** Y.mergeUpdates of each group. */
   merge ({ groups }) {
     return { updates: groups.map(group => encode(Y.mergeUpdates(group.map(decode)))) }
+  },
+
+  /**
+   * What clients send that got these updates, which need not be all that there is before them: their
+   * whole state, structs that wait for others included. It keeps what is deleted.
+   */
+  states ({ groups }) {
+    return { updates: groups.map(group => encode(Y.encodeStateAsUpdate(docOf(group.map(decode), false)))) }
+  },
+
+  /** Y.diffUpdate of each merged group, for one who has all groups before it. */
+  diffs ({ groups }) {
+    const doc = new Y.Doc({ gc: false })
+    return {
+      updates: groups.map(group => {
+        const merged = Y.mergeUpdates(group.map(decode))
+        const diff = Y.diffUpdate(merged, Y.encodeStateVector(doc))
+        Y.applyUpdate(doc, merged)
+        return encode(diff)
+      })
+    }
   },
 
   /** The state vectors of a document that got the first `at` of the deliveries, for each `at`. */
@@ -161,7 +197,7 @@ for await (const line of createInterface({ input: process.stdin })) {
   let answer
   try {
     const { op, ...request } = JSON.parse(line)
-    answer = operations[op](request)
+    answer = await operations[op](request)
   } catch (error) {
     answer = { error: error.stack }
   }

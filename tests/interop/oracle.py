@@ -23,6 +23,28 @@ class Session:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What one client of a session sends to a server."""
+
+    client: int
+    """Which of the clients."""
+    kind: str
+    """ "u" for an Update, "v" for a SyncStep1, "s" for a SyncStep2, "a" for awareness."""
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class HonestSession:
+    """What a server gets from honest clients, in order."""
+
+    seed: int
+    frames: list[Frame]
+    classes: list[str]
+    versions: list[str]
+    """The Yjs of each client."""
+
+
+@dataclass(frozen=True)
 class View:
     """A document to compare: it got the first `have` of the deliveries, then `updates`."""
 
@@ -86,9 +108,34 @@ class Oracle:
         answer = self.ask({"op": "session", "seed": seed, **options})
         return Session(_decode(answer["updates"]), answer["classes"])
 
+    def honest(self, seeds: Sequence[int], **options: Any) -> list[HonestSession]:
+        """All that honest clients send in a session, for each seed: see `oracle_honest.mjs`.
+        Options are `steps`, `classes` and `versions`."""
+        sessions = self.ask({"op": "honest", "seeds": list(seeds), **options})["sessions"]
+        return [
+            HonestSession(
+                seed,
+                [Frame(client, kind, b64decode(data)) for client, kind, data in made["frames"]],
+                made["classes"],
+                made["versions"],
+            )
+            for seed, made in zip(seeds, sessions, strict=True)
+        ]
+
     def merge(self, groups: Iterable[Iterable[bytes]]) -> list[bytes]:
         """Y.mergeUpdates of each group."""
-        return _decode(self.ask({"op": "merge", "groups": list(map(_encode, groups))})["updates"])
+        return self._put_together("merge", groups)
+
+    def diffs(self, groups: Iterable[Iterable[bytes]]) -> list[bytes]:
+        """Y.diffUpdate of each merged group, for one who has all groups before it."""
+        return self._put_together("diffs", groups)
+
+    def states(self, groups: Iterable[Iterable[bytes]]) -> list[bytes]:
+        """The states of clients that got one group each, with what waits in them for others."""
+        return self._put_together("states", groups)
+
+    def _put_together(self, how: str, groups: Iterable[Iterable[bytes]]) -> list[bytes]:
+        return _decode(self.ask({"op": how, "groups": list(map(_encode, groups))})["updates"])
 
     def state_vectors(self, deliveries: Iterable[bytes], at: Sequence[int]) -> list[bytes]:
         """The state vectors of a document that got the first so many deliveries."""

@@ -1,8 +1,10 @@
-"""The struct store agrees with Yjs on everything Yjs can produce.
+"""Rooms, and the struct store in them, agree with Yjs on everything Yjs can produce.
 
-Random editing sessions of real Yjs clients are delivered to a `StructStore` in order, shuffled,
-duplicated, merged and with losses. What it makes of them is given to fresh Yjs documents, which
-have to equal what Yjs itself makes of the same deliveries.
+Random editing sessions of real Yjs clients are delivered in order, shuffled, duplicated, with
+losses, and put together as clients, providers and databases do: merged, diffed, and encoded again
+by clients in which structs wait. They come to a room from several members, and to a bare
+`StructStore`. What the room's members are sent, what it stores, and what the store encodes is given
+to fresh Yjs documents, which have to equal what Yjs itself makes of the same deliveries.
 
 A longer run: YCORE_SESSIONS=5000 .venv/bin/pytest tests/interop/test_agreement.py
 One session again: YCORE_SEED=1234 YCORE_SESSIONS=1 ...
@@ -20,6 +22,8 @@ from explode import Unit, explode
 from nodejs import require_node
 from oracle import Disagreement, Oracle, View
 
+from ycore import Close, Effect, Member, Persist, Room, Send
+from ycore.messages import SyncStep1, SyncStep2, Update, decode
 from ycore.updates import (
     StructStore,
     diff_update,
@@ -69,6 +73,8 @@ def deliveries_of(updates: Updates, random: Random, oracle: Oracle) -> dict[str,
         duplicated.insert(random.randrange(len(duplicated) + 1), update)
     groups = groups_of(shuffled(updates, random), random)
     merged_by_yjs = oracle.merge(groups)
+    # In order, states have nothing that waits in them, and diffs leave little out.
+    others = groups_of(shuffled(updates, random) if random.random() < 0.5 else updates, random)
     return {
         "in order": updates,
         "shuffled": shuffled(updates, random),
@@ -76,6 +82,12 @@ def deliveries_of(updates: Updates, random: Random, oracle: Oracle) -> dict[str,
         "merged": [
             random.choice([merge_updates(group), by_yjs])
             for group, by_yjs in zip(groups, merged_by_yjs, strict=True)
+        ],
+        "put together": [
+            random.choice(ways)
+            for ways in zip(
+                *(put(others) for put in (oracle.merge, oracle.diffs, oracle.states)), strict=True
+            )
         ],
         "with losses": with_losses(updates, random),
     }
@@ -116,6 +128,54 @@ def contested(updates: Updates) -> bool:
     return any(a.kind == b.kind for a, b in differing_copies(updates))
 
 
+class Followers:
+    """Members of a room, and what each has: what it sent, and what it was sent."""
+
+    def __init__(self) -> None:
+        self.room = Room("doc")
+        self.stored: Updates = []
+        self.have: dict[Member, Updates] = {}
+
+    def join(self) -> Member:
+        member, effects = self.room.join(now=0)
+        self.have[member] = []
+        self._carry_out(effects)
+        self._carry_out(self.room.receive(member, SyncStep1(NOTHING).encode(), now=0))
+        return member
+
+    def send(self, member: Member, message: Update | SyncStep2) -> None:
+        self.have[member].append(message.update)
+        self._carry_out(self.room.receive(member, message.encode(), now=0))
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Close):
+                raise Disagreement(f"refused: {effect.reason}")
+            if isinstance(effect, Persist):
+                self.stored.append(effect.update)
+            if isinstance(effect, Send):
+                for message in decode(effect.frame):
+                    if isinstance(message, Update | SyncStep2):
+                        for member in effect.to:
+                            if member is not effect.skip:
+                                self.have[member].append(message.update)
+
+
+def through_a_room(deliveries: Updates, random: Random) -> dict[str, Updates]:
+    """Have several members of a room send these; returns what they then have, and others."""
+    followers = Followers()
+    reader, *authors = (followers.join() for _ in range(4))
+    for update in deliveries:
+        followers.send(random.choice(authors), random.choice([Update, SyncStep2])(update))
+    newcomer = followers.join()
+    return {
+        "what a newcomer is sent": followers.have[newcomer],
+        "what a reader was sent": followers.have[reader],
+        "what an author has": followers.have[random.choice(authors)],
+        "what is stored": [merge_updates(followers.stored)],
+    }
+
+
 def examine(
     oracle: Oracle, deliveries: Updates, random: Random, *, gc: bool, in_order: bool = True
 ) -> list[str]:
@@ -123,6 +183,11 @@ def examine(
 
     Returns what the compared documents equal (see `Oracle.check`).
     """
+    doubtful = not in_order and contested(deliveries)
+    views = [
+        View(name, updates, contested=doubtful)
+        for name, updates in through_a_room(deliveries, random).items()
+    ]
     store = StructStore()
     news = [new for update in deliveries if (new := store.add(update)) is not None]
     encoded = store.encode()
@@ -136,8 +201,7 @@ def examine(
         raise Disagreement("a store given an encoded one encodes differently")
 
     merged = merge_updates(deliveries)
-    doubtful = not in_order and contested(deliveries)
-    views = [
+    views += [
         View("encode", [encoded], contested=doubtful),
         View("relay", news, contested=doubtful),
         View("merge_updates", [merged], contested=doubtful),
@@ -190,10 +254,11 @@ def explain(oracle: Oracle, deliveries: Updates, seed: int, *, gc: bool) -> str:
     return "\n".join([problem(fewest), "deliveries:", *(update.hex() for update in fewest)])
 
 
-def test_store_agrees_with_yjs(oracle: Oracle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_room_and_store_agree_with_yjs(oracle: Oracle, capsys: pytest.CaptureFixture[str]) -> None:
     counts: Counter[str] = Counter()
     classes: Counter[str] = Counter()
     failures: list[str] = []
+    failed: Counter[str] = Counter()
     sessions = 0
     for seed in range(FIRST_SEED, FIRST_SEED + SESSIONS):
         random = Random(seed)
@@ -208,6 +273,7 @@ def test_store_agrees_with_yjs(oracle: Oracle, capsys: pytest.CaptureFixture[str
                 in_order = name == "in order"
                 counts.update(examine(oracle, deliveries, Random(seed), gc=gc, in_order=in_order))
             except Exception as error:
+                failed[name] += 1
                 failures.append(
                     f"YCORE_SEED={seed}, {name}, gc={gc}, {session.classes}: "
                     f"{type(error).__name__}\n{explain(oracle, deliveries, seed, gc=gc)}"
@@ -220,7 +286,7 @@ def test_store_agrees_with_yjs(oracle: Oracle, capsys: pytest.CaptureFixture[str
             f"deliveries: {counts['doc']} equal; only equal if Yjs merged them first: "
             f"{counts['merged']}, made the same diff: {counts['diffed']}, was told to retry what "
             f"it held back: {counts['retried']}. Of two copies of a text the other was kept in "
-            f"{counts['contested']}. {len(failures)} failures.",
+            f"{counts['contested']}. {len(failures)} failures: {dict(failed)}.",
             f"Sessions by class: {dict(sorted(classes.items()))}",
             sep="\n",
         )

@@ -59,7 +59,7 @@ def test_everything(clients: Clients, server: Server) -> None:
     same.destroy()
 
     # bad bytes cost their sender the connection
-    assert clients.raw(f"{url}/a/room", binary="ff")["code"] == 1007
+    assert clients.raw(f"{url}/a/room", binary="ff")["code"] == 4400
     assert clients.raw(f"{url}/a/room", text="hello")["code"] == 1003
 
     # who reads only, and who does not even

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import LocalProtocolError
+from ..errors import LocalProtocolError, RemoteProtocolError
 from ..steps import finish
 from ..updates import ParsedUpdate, parse_update
 from ..updates._deletes import Range, coalesce, subtract
@@ -130,6 +130,8 @@ class Feed:
             RemoteProtocolError: it is malformed.
         """
         parsed = parse_update(update)
+        if parsed.is_amended:
+            raise RemoteProtocolError("the right origin of an item is not before its own id")
         for section in parsed.sections:
             client, end = section.client, section.ends[-1]
             if end > self._known.get(client, 0):

@@ -19,11 +19,10 @@ from ._grammar import (
     parse_update_steps,
     parts_of,
 )
-from ._store import HeldBack, Place, Since, StructStore
+from ._store import Place, Since, StructStore
 
 __all__ = [
     "NO_LIMITS",
-    "HeldBack",
     "ParsedUpdate",
     "Place",
     "Since",

@@ -1,23 +1,32 @@
 """The grammar of an update (version 1), and its strict reader.
 
     update    := n section{n} deleteSet
-    section   := nStructs>0 client clock struct{nStructs}              each client at most once
+    section   := nStructs client clock struct{nStructs}
     struct    := 00 len                                                GC
                | 0a len                                                Skip: a hole
                | info [origin] [rightOrigin] [parent] content          Item
     parent    := (01 rootName | 00 id) [key]       only if there is neither origin nor right origin
     content   := see `_skip_short_content` and `_skip_long_content`
-    deleteSet := n (client nRanges>0 (clock len>0){nRanges}){n}        each client at most once
+    deleteSet := n (client nRanges (clock len>0){nRanges}){n}          each client at most once
 
 Source: yjs `utils/encoding.js` (readClientsStructRefs), `utils/DeleteSet.js` (readDeleteSet),
 `structs/*.js`. On top of what Yjs checks we refuse what would make Yjs, or another engine a client
 may use, throw or go wrong later: ids that a struct could not have known, info bits nobody sets, bad
 UTF-8 and JSON, and bytes left over.
 
-Two things look like mistakes, and are not. A struct may have no length: pycrdt and other users of
-yrs write such strings and deleted items where they split text beyond ASCII, and Yjs passes them on.
-No id refers to one, so they are left out. And an item that has a neighbour may have a key and not
-say so: see `HAS_KEY`.
+Some things look like mistakes, and are what honest clients write:
+
+- A struct may have no length: pycrdt and others that use yrs write such strings and deleted items
+  where they split text beyond ASCII, Yjs 14 writes such strings, and all pass them on. They are
+  left out. No id refers to one but by mistake, and theirs may be anything.
+- yrs may take such a struct for the right neighbour of the one that then has its id. Yjs would
+  throw on an item that is to the left of itself, so that right origin is left out.
+- Other ids that a struct could not have known are refused, unless it is known already: Yjs 14
+  (a release candidate) was seen to write wrong clocks where the first struct has no length.
+- An item that has a neighbour may have a key and not say so: see `HAS_KEY`.
+- A client may be named without structs, or without delete ranges (pycrdt). And `Y.mergeUpdates`
+  names one twice if it was given an update whose clients were not sorted, as Yjs 13.0 wrote them.
+  (What it returns is then lost on Yjs, which reads only the last.)
 
 The reader makes no object per struct: it notes where each begins and which clock it ends at.
 """
@@ -78,13 +87,15 @@ _MANY: Final = 64
 _MANY_NEIGHBOURS: Final = 1024
 """Of how many clients it is noted which of their structs an update depends on: of more, an attacker
 could have too much noted."""
+_MANY_IMPOSSIBLE: Final = 1000
+"""How many structs are noted that may be let pass only if they are known."""
 _NAMED_TYPES: Final = (3, 5)  # YXmlElement and YXmlHook carry a name
 _ANY_OBJECT: Final = 118
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateLimits:
-    """What one update, or state vector, may hold. More is refused with close code 1009."""
+    """What one update, or state vector, may hold. More is refused with close code 4413."""
 
     structs: int = 4_000_000
     """While an update is read, each struct takes 16 bytes besides its own. A page of prose has
@@ -132,16 +143,19 @@ class ParsedUpdate:
     """An update that was checked: its bytes and where things are in them."""
 
     __slots__ = (
-        "_by_client",
+        "bad_id",
+        "cuts",
         "data",
         "deletes",
-        "empty",
         "has_keys",
+        "impossible",
+        "is_amended",
         "is_long",
         "neighbours",
         "sections",
         "tidy",
         "weight",
+        "without_right",
     )
 
     def __init__(self, data: bytes) -> None:
@@ -163,9 +177,18 @@ class ParsedUpdate:
         self.neighbours: dict[int, int] | None = {}
         """For each other client, the highest clock that an item names as its origin, right origin
         or parent. None if these are too many clients."""
-        self.empty: Clocks = []
-        """Where in `data` structs of no length begin and end, in turn. Once all is read there are
-        none: they were cut out."""
+        self.is_amended = False
+        """Whether the right origin of an item was left out that was the item itself."""
+        self.impossible: list[tuple[int, int, int]] = []
+        """Client, first clock and clock after the last of structs with ids that they could not have
+        known. Yjs throws on integrating one: it may be added only where it is known already."""
+        # While it is read:
+        self.bad_id = 0
+        """Where in the struct that is being read an id is that it could not have known, if any."""
+        self.cuts: Clocks = []
+        """Where in `data` begins and ends, in turn, what is to be left out."""
+        self.without_right: Clocks = []
+        """Where in `data` items begin whose right origin is to be left out."""
 
 
 _PART: Final = 2000
@@ -177,10 +200,18 @@ def parts_of(update: ParsedUpdate) -> Iterable[ParsedUpdate]:
     return (update,) if update.weight <= _PART else _parts_of(update)
 
 
+def _falling_client(section: Section) -> int:
+    return -section.client
+
+
 def _parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
-    for done in range(0, len(update.sections), _PART):
+    # Higher clients first, as Yjs writes them. Each part is sent on by itself; and where many have
+    # put something at one place, a client would walk past all of it for every lower one before.
+    sections = sorted(update.sections, key=_falling_client)
+    for done in range(0, len(sections), _PART):
         part = ParsedUpdate(update.data)
-        part.sections = update.sections[done : done + _PART]
+        part.impossible = [] if done else update.impossible  # the first has all, or none is added
+        part.sections = sections[done : done + _PART]
         part.has_keys = update.has_keys
         part.neighbours = update.neighbours
         part.weight = len(part.sections)
@@ -197,40 +228,52 @@ def _parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
         yield part
 
 
-def _without_empty(update: ParsedUpdate) -> Steps[bytes]:
-    """The update's bytes without the structs that have no length, in steps."""
-    clients: dict[int, list[Section]] = {}
-    for section in update.sections:
-        clients.setdefault(section.client, []).append(section)
-    nowhere = len(update.data)
-    bounds = iter((*update.empty, nowhere, nowhere))
-    begin, stop = next(bounds), next(bounds)
+def _without_cuts(update: ParsedUpdate) -> Steps[bytes]:
+    """The update's bytes without what is to be left out, in steps."""
+    data = bytearray(update.data)
     turn = 0
+    for turn, at in enumerate(update.without_right, 1):
+        data[at] &= ~HAS_RIGHT_ORIGIN
+        if not turn % STEP:
+            yield
+    nowhere = len(data)
+    bounds = iter((*update.cuts, nowhere, nowhere))
+    begin, stop = next(bounds), next(bounds)
+    sections = 0
     out = bytearray()
-    write_var_uint(out, len(clients))
-    for client, its in clients.items():
+    done = 0
+    its = update.sections
+    while done < len(its):
+        # Those of one client that follow each other, with holes between them.
+        client, first = its[done].client, its[done].start
+        structs = 0
+        clock = first
         body = bytearray()
-        skips = 0
-        clock = its[0].start
-        for section in its:
+        while done < len(its) and its[done].client == client and its[done].start >= clock:
+            section = its[done]
             if section.start > clock:
                 body.append(SKIP)
                 write_var_uint(body, section.start - clock)
-                skips += 1
-            clock = section.ends[-1]
+                structs += 1
             at = section.begin
             while begin < section.stop:
-                body += update.data[at:begin]
+                body += data[at:begin]
                 at = max(at, stop)
                 begin, stop = next(bounds), next(bounds)
                 turn += 1
                 if not turn % STEP:
                     yield
-            body += update.data[at : section.stop]
-        write_var_uint(out, sum(len(section.ends) for section in its) + skips)
+            body += data[at : section.stop]
+            structs += len(section.ends)
+            clock = section.ends[-1]
+            done += 1
+        write_var_uint(out, structs)
         write_var_uint(out, client)
-        write_var_uint(out, its[0].start)
+        write_var_uint(out, first)
         out += body
+        sections += 1
+    head = bytearray()
+    write_var_uint(head, sections)
     write_var_uint(out, len(update.deletes))
     for client, ranges in update.deletes.items():
         write_var_uint(out, client)
@@ -241,7 +284,7 @@ def _without_empty(update: ParsedUpdate) -> Steps[bytes]:
             turn += 1
             if not turn % STEP:
                 yield
-    return bytes(out)
+    return bytes(head + out)
 
 
 def parse_update(data: bytes, limits: UpdateLimits = NO_LIMITS) -> ParsedUpdate:
@@ -250,11 +293,15 @@ def parse_update(data: bytes, limits: UpdateLimits = NO_LIMITS) -> ParsedUpdate:
     Raises:
         RemoteProtocolError: it is malformed; the message says where.
     """
-    return finish(parse_update_steps(data, limits))
+    update = finish(parse_update_steps(data, limits))
+    for client, clock, _ in update.impossible:
+        raise impossible(client, clock)
+    return update
 
 
 def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[ParsedUpdate]:
-    """`parse_update` in steps."""
+    """`parse_update` in steps. Structs that are impossible are let pass: `StructStore.add` refuses
+    them, unless they are known."""
     size = len(data)
     update = ParsedUpdate(data)
     deletes = update.deletes
@@ -262,6 +309,7 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
         count, pos = read_var_uint(data, 0)
         clients = set()
         structs = 0
+        tidy = True
         for turn in range(1, count + 1):
             if not turn % STEP:
                 yield
@@ -273,8 +321,11 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
             client, pos = read_var_uint(data, pos)
             own_client = data[client_at:pos]
             clock, pos = read_var_uint(data, pos)
-            if number == 0 or number * 2 > size - pos:  # the shortest struct has two bytes
+            if number * 2 > size - pos:  # the shortest struct has two bytes
                 raise RemoteProtocolError(f"client {client} declares {number} structs")
+            if number == 0:
+                tidy = False
+                continue
             section = Section(client, clock, pos, number > _MANY)
             content: tuple[int, int] | None = None
             while True:
@@ -289,14 +340,12 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
                 else:
                     break
             _end_section(update, section, pos, limits.sections)
-            if client in clients:
-                raise RemoteProtocolError(f"client {client} has two sections in one update")
+            tidy = tidy and client not in clients
             clients.add(client)
         count, pos = read_var_uint(data, pos)
         if count > limits.sections:
             raise _too_many("clients with deletes", limits.sections)
         left = limits.delete_ranges
-        update.tidy = True
         for turn in range(1, count + 1):
             if not turn % STEP:
                 yield
@@ -307,8 +356,11 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
             left -= number
             if left < 0:
                 raise _too_many("delete ranges", limits.delete_ranges)
-            if number == 0 or number * 2 > size - pos:
+            if number * 2 > size - pos:
                 raise RemoteProtocolError(f"client {client} declares {number} delete ranges")
+            if number == 0:
+                tidy = False
+                continue
             ranges: list[tuple[int, int]] = []
             in_order = True
             while True:
@@ -320,16 +372,19 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
                 yield
             if not in_order:
                 ranges = yield from _in_order(ranges)
-                update.tidy = False
+                tidy = False
             deletes[client] = ranges
     except IndexError:
         raise RemoteProtocolError("update ends in the middle of a struct") from None
     if pos != size:
         raise RemoteProtocolError(f"{size - pos} bytes left over after the update")
+    update.tidy = tidy
     update.weight = len(update.sections) + len(deletes) + limits.delete_ranges - left
     update.is_long = structs + update.weight > STEP
-    if update.empty:
-        return (yield from parse_update_steps((yield from _without_empty(update)), limits))
+    if update.cuts:
+        amended = yield from parse_update_steps((yield from _without_cuts(update)), limits)
+        amended.is_amended = len(update.without_right) > 0
+        return amended
     return update
 
 
@@ -364,7 +419,6 @@ def _read_structs(
     """
     data = update.data
     client = section.client
-    neighbours = update.neighbours
     ends, offsets, begin = section.ends, section.offsets, section.begin
     clock = ends[-1] if ends else section.start
     later = count - STEP if count > STEP else 0
@@ -373,7 +427,7 @@ def _read_structs(
         info = data[pos]
         kind = info & KIND
         if kind == STRING:
-            pos = _skip_item_head(data, pos, info, client, own_client, clock, neighbours)
+            pos = _skip_item_head(data, pos, info, client, own_client, clock, update)
             # Text is most of what there is, so its content is read here.
             length = data[pos]
             if length < 0x80:
@@ -393,7 +447,7 @@ def _read_structs(
                 raise RemoteProtocolError(
                     f"struct at byte {pos} has the unknown info byte {info:#04x}"
                 )
-            pos = _skip_item_head(data, pos, info, client, own_client, clock, neighbours)
+            pos = _skip_item_head(data, pos, info, client, own_client, clock, update)
             if content is None:
                 length, end = _skip_short_content(data, pos, kind)
                 if length < 0:
@@ -403,10 +457,11 @@ def _read_structs(
                 length, pos = content
                 content = None
         if length == 0:
-            if not update.empty:
-                update.empty = array("Q")
-            update.empty.extend((offset, pos))
+            update.bad_id = 0
+            _cut(update, offset, pos)
             continue
+        if update.bad_id:
+            _amend(update, offset, client, clock, clock + length)
         if info & HAS_KEY:
             update.has_keys = True
         clock += length
@@ -419,9 +474,43 @@ def _read_structs(
             _end_section(update, section, offset, max_sections)
             section = Section(client, clock, pos, isinstance(ends, array))
             ends, offsets, begin = section.ends, section.offsets, section.begin
-    if neighbours is not None and len(neighbours) > _MANY_NEIGHBOURS:
+    if update.neighbours is not None and len(update.neighbours) > _MANY_NEIGHBOURS:
         update.neighbours = None
     return section, later, pos, 0
+
+
+def _cut(update: ParsedUpdate, begin: int, stop: int) -> None:
+    """These bytes are to be left out."""
+    if not update.cuts:  # an array takes less: see `Section`
+        update.cuts = array("Q")
+        update.without_right = array("Q")
+    update.cuts.extend((begin, stop))
+
+
+def _amend(update: ParsedUpdate, offset: int, client: int, clock: int, end: int) -> None:
+    """An id in the item at `offset` is not before the item. If it is the right origin, and the item
+    itself, and there is an origin besides, it is left out. Otherwise the item is impossible."""
+    data, bad_at = update.data, update.bad_id
+    update.bad_id = 0
+    if data[offset] & HAS_BOTH == HAS_BOTH:
+        _, pos = read_var_uint(data, offset + 1)
+        _, right_at = read_var_uint(data, pos)
+        _, pos = read_var_uint(data, right_at)
+        right_clock, stop = read_var_uint(data, pos)
+        if bad_at == right_at and right_clock == clock:
+            _cut(update, right_at, stop)
+            update.without_right.append(offset)
+            return
+    update.impossible.append((client, clock, end))
+    if len(update.impossible) > _MANY_IMPOSSIBLE:
+        raise impossible(client, clock)
+
+
+def impossible(client: int, clock: int) -> RemoteProtocolError:
+    """What is wrong with a struct that names an id which it could not have known."""
+    return RemoteProtocolError(
+        f"struct {clock} of client {client} refers to a struct not before its own"
+    )
 
 
 def _skip_item_head(
@@ -431,7 +520,7 @@ def _skip_item_head(
     client: int,
     own_client: bytes,
     clock: int,
-    neighbours: dict[int, int] | None,
+    update: ParsedUpdate,
 ) -> int:
     """Check an Item's ids and parent; return where its content begins.
 
@@ -441,15 +530,15 @@ def _skip_item_head(
     pos += 1
     if info >= HAS_RIGHT_ORIGIN:
         if info >= HAS_ORIGIN:
-            pos = _skip_id(data, pos, client, own_client, clock, neighbours)
+            pos = _skip_id(data, pos, client, own_client, clock, update)
         if info & HAS_RIGHT_ORIGIN:
-            pos = _skip_id(data, pos, client, own_client, clock, neighbours)
+            pos = _skip_id(data, pos, client, own_client, clock, update)
     else:
         named, pos = read_var_uint(data, pos)
         if named == 1:
             pos = skip_var_string(data, pos)
         elif named == 0:
-            pos = _skip_id(data, pos, client, own_client, clock, neighbours)
+            pos = _skip_id(data, pos, client, own_client, clock, update)
         else:
             raise RemoteProtocolError(f"parent info at byte {pos - 1} is neither 0 nor 1")
         if info & HAS_KEY:
@@ -458,17 +547,12 @@ def _skip_item_head(
 
 
 def _skip_id(
-    data: bytes,
-    pos: int,
-    client: int,
-    own_client: bytes,
-    clock: int,
-    neighbours: dict[int, int] | None,
+    data: bytes, pos: int, client: int, own_client: bytes, clock: int, update: ParsedUpdate
 ) -> int:
     """Check an id in an item at `clock`; return where it ends.
 
-    One of the same client must lie before the item, or Yjs throws on integrating it. Those of
-    others are noted in `neighbours`.
+    One of the same client must lie before the item, or Yjs throws on integrating it: otherwise its
+    place is noted in `bad_id`. Those of others are noted in `neighbours`.
     """
     at = pos
     if data.startswith(own_client, pos):
@@ -478,9 +562,9 @@ def _skip_id(
         id_client, pos = read_var_uint(data, pos)
     id_clock, pos = read_var_uint(data, pos)
     if id_client == client:
-        if id_clock >= clock:
-            raise RemoteProtocolError(f"id at byte {at} refers to a struct not before its own")
-    elif neighbours is not None and id_clock >= neighbours.get(id_client, 0):
+        if id_clock >= clock and not update.bad_id:
+            update.bad_id = at
+    elif (neighbours := update.neighbours) is not None and id_clock >= neighbours.get(id_client, 0):
         neighbours[id_client] = id_clock
     return pos
 

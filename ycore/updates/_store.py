@@ -11,7 +11,9 @@ Of one thing the store does know what it means: which items are values of a key.
 value, the last of its chain, and all others are deleted. Yjs throws when it has to collect a type
 in which they are not (`structs/Item.js`, gc): then nobody can load the document any more. It is so
 where a value is longer than one clock, not deleted, and was cut in two; Yjs itself makes none such.
-So the store deletes all clocks of a value but its last, which is what Yjs shows of it.
+So before a value is cut the store deletes all clocks of it but the last, which is what Yjs shows.
+(y-py, with an old yrs, writes an attribute of text as one value of many clocks, shows all of it,
+and never cuts it: as long as nobody does, it stays whole.)
 
 An item that has a neighbour does not say whether it has a key (see `HAS_KEY`): it has its
 neighbour's. So the store goes through the structs in the order in which Yjs integrates them, each
@@ -23,7 +25,7 @@ done, and nothing is.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping
 from heapq import heappop, heappush
 from operator import neg
@@ -38,6 +40,7 @@ from ._grammar import (
     GC,
     HAS_BOTH,
     HAS_KEY,
+    HAS_ORIGIN,
     HAS_RIGHT_ORIGIN,
     KIND,
     SKIP,
@@ -45,6 +48,7 @@ from ._grammar import (
     Section,
     decode_state_vector,
     encode_state_vector,
+    impossible,
     parse_update,
     parse_update_steps,
     parts_of,
@@ -59,18 +63,6 @@ _SETTLED_AT_ONCE: Final = 4 * STEP
 
 def _run_start(run: Run) -> int:
     return run.start
-
-
-class HeldBack(NamedTuple):
-    """Structs of a client that can't be put in their place."""
-
-    client: int
-    start: int
-    """The first of their clocks."""
-    clocks: int
-    """How many clocks of it wait."""
-    missing: tuple[int, int]
-    """Client and clock of what they wait for: the first of them, or what it is attached to."""
 
 
 class _Behind:
@@ -163,6 +155,9 @@ class StructStore:
         self._waiting: dict[int, list[tuple[int, int]]] = {}
         """Client -> a heap of which clocks of it are waited for, and by whom. Nobody who waits is
         missing in it; some may not wait any more."""
+        self._long_values: dict[int, list[tuple[int, int]]] = {}
+        """For each client, sorted, where its values begin and end that are longer than one clock
+        and were not deleted when they came. Some may be by now."""
         self._own_deletes: dict[int, list[Range]] = {}
         """What the store itself deleted, until somebody asks."""
         self._state_vector: bytes | None = None
@@ -185,6 +180,9 @@ class StructStore:
             RemoteProtocolError: the update is malformed; nothing has changed.
         """
         parsed = update if isinstance(update, ParsedUpdate) else parse_update(bytes(update))
+        for client, start, end in parsed.impossible:
+            if self._clients.get(client) is None or _gaps(self._clients[client], start, end):
+                raise impossible(client, start)
         all_new = parsed.tidy
         has_hole = False
         whole: list[Section] = []
@@ -229,6 +227,10 @@ class StructStore:
             new = self._delete(client, ranges)
             if new:
                 new_deletes[client] = new
+                if client in self._long_values:
+                    for start, end in new:
+                        self._cut_value(client, start)
+                        self._cut_value(client, end)
             if new != ranges:
                 all_new = False
         if whole or pieces:
@@ -306,22 +308,49 @@ class StructStore:
             info = raw[at]
             if info >= HAS_RIGHT_ORIGIN:
                 client, pos = read_var_uint(raw, at + 1)
-                clock, _ = read_var_uint(raw, pos)
+                clock, pos = read_var_uint(raw, pos)
+                if self._long_values:
+                    self._cut_for(info, client, clock, raw, pos)
                 if self._has_key(client, clock):
                     raw[at] = info | HAS_KEY
-                    self._delete_rest(run, i)
+                    self._note_value(run, i)
                 elif info & HAS_KEY:
                     raw[at] = info & ~HAS_KEY
             elif info & HAS_KEY:
-                self._delete_rest(run, i)
+                self._note_value(run, i)
 
-    def _delete_rest(self, run: Run, i: int) -> None:
-        """Of this value of a key all clocks are deleted but the last."""
+    def _cut_for(self, info: int, client: int, clock: int, raw: bytearray, pos: int) -> None:
+        """An item goes behind its origin, if it has one, and before its right origin. The first of
+        these ids is given, and where another one would be."""
+        self._cut_value(client, clock + 1 if info & HAS_ORIGIN else clock)
+        if info & HAS_BOTH == HAS_BOTH:
+            client, pos = read_var_uint(raw, pos)
+            clock, _ = read_var_uint(raw, pos)
+            self._cut_value(client, clock)
+
+    def _note_value(self, run: Run, i: int) -> None:
+        """A struct that was settled is the value of a key."""
         begin, end = run.begin_of(i), run.ends[i]
         if end - begin > 1 and run.raw[run.offsets[i]] & KIND != DELETED:
-            new = self._delete(run.client, [(begin, end - 1)])
-            if new:
-                self._own_deletes.setdefault(run.client, []).extend(new)
+            deleted = self.deleted(run.client, begin, end)
+            if not deleted:
+                insort(self._long_values.setdefault(run.client, []), (begin, end))
+            elif deleted != [(begin, end)]:
+                self._delete_rest(run.client, begin, end)
+
+    def _cut_value(self, client: int, clock: int) -> None:
+        """Something begins or ends before this clock: a client cuts there what it is in."""
+        values = self._long_values.get(client)
+        if values is not None:
+            i = bisect_left(values, (clock, 0)) - 1
+            if i >= 0 and clock < values[i][1]:
+                self._delete_rest(client, *values.pop(i))
+
+    def _delete_rest(self, client: int, begin: int, end: int) -> None:
+        """Delete all of a value but its last clock."""
+        new = self._delete(client, [(begin, end - 1)])
+        if new:
+            self._own_deletes.setdefault(client, []).extend(new)
 
     def _settle_new(self, ends: list[tuple[int, int]]) -> None:
         """Clients have got new structs. `ends` says where theirs ended before."""
@@ -414,14 +443,16 @@ class StructStore:
             # The origin says whether there is a key, or else the right origin: as in yjs
             # `structs/Item.js`, getMissing.
             neighbour, pos = read_var_uint(raw, at + 1)
-            its_clock, pos = read_var_uint(raw, pos)
+            its_clock, ids_end = read_var_uint(raw, pos)
             if neighbour != run.client and its_clock >= self._settled_end(neighbour):
                 return neighbour, its_clock
             if info & HAS_BOTH == HAS_BOTH:
-                right, pos = read_var_uint(raw, pos)
+                right, pos = read_var_uint(raw, ids_end)
                 right_clock, _ = read_var_uint(raw, pos)
                 if right != run.client and right_clock >= self._settled_end(right):
                     return right, right_clock
+            if self._long_values:
+                self._cut_for(info, neighbour, its_clock, raw, ids_end)
             has_key = self._has_keys and self._has_key(neighbour, its_clock)
             raw[at] = info | HAS_KEY if has_key else info & ~HAS_KEY
         else:
@@ -432,7 +463,7 @@ class StructStore:
                 if owner != run.client and its_clock >= self._settled_end(owner):
                     return owner, its_clock
         if has_key:
-            self._delete_rest(run, i)
+            self._note_value(run, i)
         return None
 
     def _has_key(self, client: int, clock: int) -> bool:
@@ -451,18 +482,12 @@ class StructStore:
         own, self._own_deletes = self._own_deletes, {}
         return _encode_news([], {client: coalesce(ranges) for client, ranges in own.items()})
 
-    def held_back(self) -> list[HeldBack]:
-        """The structs that no document can show yet, since something is missing."""
+    def behind(self) -> dict[int, int]:
+        """Client -> the clock up to which its structs can be put in their place, for those whose
+        later ones wait for something that is missing."""
         while self.settle():
             pass
-        held = []
-        for client, behind in self._behind.items():
-            clock = behind.clock
-            clocks = sum(
-                run.end - max(run.start, clock) for run in self._clients[client] if run.end > clock
-            )
-            held.append(HeldBack(client, clock, clocks, behind.awaited or (client, clock)))
-        return held
+        return {client: behind.clock for client, behind in self._behind.items()}
 
     # -- reading
 

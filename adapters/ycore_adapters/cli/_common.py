@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -53,8 +55,18 @@ def store_at(
     Raises:
         click.ClickException: there is none, though there must be.
     """
-    if must_exist and not path.exists():
-        raise click.ClickException(f"there are no documents at {path}: say where with --data")
+    is_other_kind = Path.is_dir if is_database(path) else Path.is_file
+    try:
+        if must_exist and not path.exists():
+            raise click.ClickException(f"there are no documents at {path}: say where with --data")
+        is_other = is_other_kind(path)
+    except OSError as exc:
+        raise click.ClickException(f"can't look at {path}: {exc.strerror}") from None
+    if is_other:
+        raise click.ClickException(
+            f"{path} is a {'directory' if is_database(path) else 'file'}: --data takes a directory,"
+            f" or a database whose name ends in {', '.join(_DATABASES)}"
+        )
     if is_database(path):
         return SQLiteStore(path, fsync=fsync, keep_history=keep_history)
     return FileStore(path, fsync=fsync, keep_history=keep_history, read_only=read_only)
@@ -65,9 +77,13 @@ def is_database(path: Path) -> bool:
 
 
 def run(command: Callable[..., Awaitable[None]], *args: Any) -> None:
-    """Run the async part of a command; what a store has to complain about ends it."""
+    """Run the async part of a command; what a store has to complain about ends it. So does Ctrl-C,
+    at once and not when the command next waits for something: a store survives worse."""
 
     async def main() -> None:
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             await command(*args)
         except StoreError as exc:
@@ -93,6 +109,10 @@ async def opened(
         yield store
     finally:
         await store.__aexit__(None, None, None)
+
+
+def counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def quoted(room: str) -> str:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
+from contextlib import aclosing
 from pathlib import Path
 
 import click
 
 from ..migrate import Migrated, MigrationError, migrate, open_source
 from ..stores.tools import described
-from ._common import CONTEXT, HOLES, HOW_TO_FILL, data_option, opened, progress, quoted, run
+from ._common import (
+    CONTEXT,
+    HOLES,
+    HOW_TO_FILL,
+    counted,
+    data_option,
+    opened,
+    progress,
+    quoted,
+    run,
+)
 
 
 @click.command("migrate", context_settings=CONTEXT)
@@ -59,23 +70,24 @@ def migrate_store(source: Path, data: Path, merge: bool, rename: tuple[str, str]
                 def named(room: str) -> str:
                     return expression.sub(new, room) if rename else room
 
-                async for migrated in migrate(
-                    found, store, merge=merge, rename=named, progress=show
-                ):
-                    bar.done()
-                    updates += migrated.updates
-                    problems += len(migrated.problems)
-                    for problem in migrated.problems:
-                        click.echo(f"{quoted(migrated.room)}: {problem}")
-                    if migrated.waiting.held:
-                        holes += 1
-                        what = described(migrated.waiting)
-                        click.echo(f"{quoted(migrated.room)}: {what}. {HOW_TO_FILL}")
+                rooms = migrate(found, store, merge=merge, rename=named, progress=show)
+                async with aclosing(rooms):
+                    async for migrated in rooms:
+                        bar.done()
+                        updates += migrated.updates
+                        problems += len(migrated.problems)
+                        for problem in migrated.problems:
+                            click.echo(f"{quoted(migrated.room)}: {problem}")
+                        if migrated.waiting.held:
+                            holes += 1
+                            what = described(migrated.waiting)
+                            click.echo(f"{quoted(migrated.room)}: {what}. {HOW_TO_FILL}")
         for path in found.unknown:
             click.echo(f"{path}: no store, left out")
-        done = f"{len(found.rooms):,} rooms, {updates:,} updates brought over"
-        with_holes = f", {holes:,} rooms with holes" if holes else ""
-        click.echo(f"{found.kind}: {done}{with_holes}")
+        those = counted(len(found.rooms), "room", "rooms")
+        brought = counted(updates, "update", "updates")
+        with_holes = f", {counted(holes, 'room', 'rooms')} with holes" if holes else ""
+        click.echo(f"{found.kind}: {those}, {brought} brought over{with_holes}")
         if problems or holes:
             raise click.exceptions.Exit(1 if problems else HOLES)
 

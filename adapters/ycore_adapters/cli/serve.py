@@ -5,20 +5,21 @@ from __future__ import annotations
 import errno
 import importlib.util
 import logging
-import resource
 import signal
 import socket
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import anyio
 import anyio.abc
 import click
+from click.core import ParameterSource
 
 from ycore import Settings
 
+from .._files import enough_for, raise_limit
 from ..driver import Driver, DriverSettings
 from ..hooks import Access, Hooks
 from ..server import Server, ServerSettings, listen_tcp, listen_unix
@@ -75,20 +76,20 @@ _ROOMS = Settings()
 @click.option(
     "--max-connections",
     type=click.IntRange(1),
-    show_default=f"{_DEFAULTS.max_connections}, or half of the open files allowed",
+    show_default=f"{_DEFAULTS.max_connections}, or 3/8 of the open files allowed",
     help="How many connections there may be in all.",
 )
 @click.option(
     "--max-connections-per-address",
-    default=_DEFAULTS.max_connections_per_address,
     type=click.IntRange(1),
+    show_default=f"{_DEFAULTS.max_connections_per_address}, or a quarter of --max-connections",
     help="How many may come from one address. Behind a proxy all do: set it as high as the other.",
 )
 @click.option(
     "--max-rooms",
     type=click.IntRange(1),
-    show_default=f"{_ROOMS.max_rooms}, or half of the open files allowed",
-    help="How many rooms may be in use at once.",
+    show_default=f"{_ROOMS.max_rooms}, or 3/8 of the open files allowed",
+    help="How many rooms may be in memory at once.",
 )
 @click.option(
     "--max-members",
@@ -140,7 +141,7 @@ def serve(
     idle_timeout: float,
     prefix: str,
     max_connections: int | None,
-    max_connections_per_address: int,
+    max_connections_per_address: int | None,
     max_rooms: int | None,
     max_members: int,
     max_document_mb: int,
@@ -152,17 +153,22 @@ def serve(
     """Serve documents to Yjs clients over WebSocket.
 
     A client of y-websocket connects to ws://HOST:PORT with any room name. Ctrl-C or SIGTERM stores
-    what was accepted, sends everyone away, and exits.
+    what was accepted, sends everyone away, and exits; a second one has it wait for nobody.
+
+    Each option may be given in the environment as well: YCORE_PORT=4321 is --port 4321.
     """
+    _check_none_is_void(click.get_current_context())
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    files = _open_files_allowed()
+    raise_limit()
+    connections = max_connections or min(_DEFAULTS.max_connections, enough_for())
     try:
         settings = ServerSettings(
             prefix=prefix,
-            max_connections=max_connections or min(_DEFAULTS.max_connections, files // 2),
-            max_connections_per_address=max_connections_per_address,
+            max_connections=connections,
+            max_connections_per_address=max_connections_per_address
+            or min(_DEFAULTS.max_connections_per_address, (connections + 3) // 4),
             max_message_bytes=max_message_mb * 2**20,
             compression=compression,
         )
@@ -171,21 +177,26 @@ def serve(
     store = MemoryStore() if memory else store_at(data, fsync=fsync, keep_history=keep_history)
     where = "memory only" if memory else f"{data.absolute()} (fsync {fsync})"
     rooms = Settings(
-        max_rooms=max_rooms or min(_ROOMS.max_rooms, files // 2),
+        max_rooms=max_rooms or _ROOMS.max_rooms,
         max_members=max_members,
         max_document_bytes=max_document_mb * 2**20,
         idle_timeout=idle_timeout,
         acknowledge=acknowledge,
     )
-    limits = DriverSettings(
-        open_damaged=open_damaged, allowed_origins=frozenset(origins) if origins else None
-    )
+    try:
+        limits = DriverSettings(
+            open_damaged=open_damaged, allowed_origins=frozenset(origins) if origins else None
+        )
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--origin") from None
     hooks = Hooks(authorize=(lambda request: Access(read_only=True)) if read_only else None)
     options: dict[str, Any] = {}
+    if backend == "trio" and importlib.util.find_spec("trio") is None:
+        raise click.ClickException("--backend trio needs trio: pip install trio")
     if backend == "asyncio":
         options["use_uvloop"] = importlib.util.find_spec("uvloop") is not None
     anyio.run(
-        _serve,
+        _serve_until_signalled,
         store,
         where,
         host,
@@ -200,7 +211,50 @@ def serve(
     )
 
 
+_VOID_WITH: Final = {
+    "memory": ("data", "fsync", "keep_history", "open_damaged"),
+    "unix": ("host", "port"),
+}
+
+
+def _check_none_is_void(context: click.Context) -> None:
+    """Nobody shall think that what they ask for is done, where another option says otherwise. In
+    the environment there may be both: it is set for more than one command.
+
+    Raises:
+        click.UsageError
+    """
+    for option, void in _VOID_WITH.items():
+        for name in void:
+            given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+            if given and context.params[option]:
+                raise click.UsageError(
+                    f"{_flag(name)} says nothing with {_flag(option)}: leave one out"
+                )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+async def _serve_until_signalled(*how: Any) -> None:
+    failed: click.ClickException | None = None
+    running: list[Server] = []
+    # From before the store is opened until it is closed: nothing is to end the process between.
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_stop_on_signal, signals, running, tasks.cancel_scope)
+            try:
+                await _serve(running, *how)
+            except click.ClickException as exc:  # raised below, as it is and not in a group
+                failed = exc
+            tasks.cancel_scope.cancel()
+    if failed is not None:
+        raise failed
+
+
 async def _serve(
+    running: list[Server],
     store: Store,
     where: str,
     host: str,
@@ -211,6 +265,7 @@ async def _serve(
     limits: DriverSettings,
     hooks: Hooks,
 ) -> None:
+    """Adds the server to those running once it can be stopped."""
     async with AsyncExitStack() as stack:
         try:
             listeners = await _listen(host, port, unix, settings.backlog)
@@ -229,12 +284,10 @@ async def _serve(
             Driver(store, settings=rooms, limits=limits, hooks=hooks)
         )
         server = Server(driver, listeners, settings=settings)
-        tasks = await stack.enter_async_context(anyio.create_task_group())
-        await tasks.start(_stop_on_signal, server)
+        running.append(server)
         urls = ", ".join(_url(listener, settings.prefix) for listener in listeners)
         click.echo(f"ycore serving on {urls}, storing in {where}")
         await server.serve()
-        tasks.cancel_scope.cancel()
 
 
 async def _listen(host: str, port: int, unix: Path | None, backlog: int) -> Sequence[socket.socket]:
@@ -244,12 +297,16 @@ async def _listen(host: str, port: int, unix: Path | None, backlog: int) -> Sequ
 
 
 async def _stop_on_signal(
-    server: Server, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    signals: AsyncIterator[signal.Signals], running: Sequence[Server], starting: anyio.CancelScope
 ) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for _ in signals:
-            server.stop()
+    """The first stops the server, or what comes before it runs; the next has it hurry."""
+    hurry = False
+    async for _ in signals:
+        if running:
+            running[0].stop(hurry=hurry)
+        else:
+            starting.cancel()
+        hurry = True
 
 
 def _explain(exc: OSError) -> str:
@@ -264,13 +321,3 @@ def _url(listener: socket.socket, prefix: str) -> str:
         return f"ws+unix:{address}"
     host = f"[{address[0]}]" if listener.family == socket.AF_INET6 else address[0]
     return f"ws://{host}:{address[1]}{prefix.rstrip('/')}"
-
-
-def _open_files_allowed() -> int:
-    """How many files may be open, once the soft limit was raised as far as we may: each member
-    needs one, and each room that was edited."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft if soft != resource.RLIM_INFINITY else 2**20

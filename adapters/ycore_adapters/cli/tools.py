@@ -15,11 +15,14 @@ import click
 from ycore import RemoteProtocolError
 from ycore.doc import Doc, Waiting
 
+from .._formats import explained
 from ..stores import RoomCorrupt, Store
+from ..stores._times import when
 from ..stores.tools import (
     Contents,
     compact,
     described,
+    exists,
     fill_holes,
     import_update,
     read,
@@ -29,6 +32,7 @@ from ._common import (
     CONTEXT,
     HOLES,
     HOW_TO_FILL,
+    counted,
     data_option,
     keep_history_option,
     opened,
@@ -42,11 +46,11 @@ _STDIO: Final = Path("-")
 
 def _time(value: str) -> float:
     """A time, as ISO 8601 has it or in seconds since 1970."""
-    with suppress(ValueError):
-        return float(value)
     try:
+        with suppress(ValueError):
+            return datetime.fromtimestamp(float(value)).timestamp()
         return datetime.fromisoformat(value).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         raise click.BadParameter(
             f"{value!r} is no time: write 2026-11-23T10:00 (local time), with Z or +01:00 "
             "behind for another zone, or seconds since 1970"
@@ -63,14 +67,16 @@ at_option = click.option(
 some_rooms = click.argument("rooms", nargs=-1)
 
 
-def _when(time: float | None) -> str:
-    if time is None:
-        return "never"
-    return datetime.fromtimestamp(time).astimezone().isoformat(" ", "seconds")
-
-
 async def _names(store: Store, chosen: tuple[str, ...]) -> list[str]:
     return list(chosen) or [room async for room in store.rooms()]
+
+
+async def _must_exist(store: Store, data: Path, *rooms: str) -> None:
+    for room in rooms:
+        if not await exists(store, room):
+            raise click.ClickException(
+                f"there is no room {quoted(room)} in {data}: `ycore rooms` lists those there are"
+            )
 
 
 async def _read(store: Store, room: str, bar: Any, at: float | None = None) -> Contents:
@@ -135,7 +141,7 @@ def _line(room: str, contents: Contents, waiting: Waiting, as_json: bool) -> str
         damaged += f"  HOLES: {described(waiting)}"
     return (
         f"{contents.updates:>9,} updates {contents.bytes:>13,} bytes, merged {size:>12,}  "
-        f"{_when(contents.last):25}  {quoted(room)}{damaged}"
+        f"{'never' if contents.last is None else when(contents.last):25}  {quoted(room)}{damaged}"
     )
 
 
@@ -152,6 +158,7 @@ def verify(data: Path, rooms: tuple[str, ...]) -> None:
     async def command() -> None:
         well = damaged = torn = holes = 0
         async with opened(data, read_only=True) as store:
+            await _must_exist(store, data, *rooms)
             names = await _names(store, rooms)
             with progress("Verifying", len(names)) as bar:
                 for room in names:
@@ -178,7 +185,8 @@ def verify(data: Path, rooms: tuple[str, ...]) -> None:
         damaged += len(nameless)
         with_holes = f", {holes:,} with holes" if holes else ""
         ends = f", {torn:,} end in a write cut short" if torn else ""
-        click.echo(f"{well:,} rooms are well, {damaged:,} damaged{with_holes}{ends}")
+        are_well = counted(well, "room is", "rooms are")
+        click.echo(f"{are_well} well, {damaged:,} damaged{with_holes}{ends}")
         if damaged or holes:
             raise click.exceptions.Exit(1 if damaged else HOLES)
 
@@ -209,6 +217,7 @@ def repair_rooms(data: Path, rooms: tuple[str, ...], keep_little: bool, fill: bo
         left = 0
         has_holes = False
         async with opened(data) as store:
+            await _must_exist(store, data, *rooms)
             with progress("Repairing", len(rooms)) as bar:
                 for room in rooms:
                     before = await _read(store, room, bar)
@@ -261,6 +270,7 @@ def compact_rooms(data: Path, keep_history: bool, rooms: tuple[str, ...]) -> Non
     async def command() -> None:
         before = after = 0
         async with opened(data, keep_history=keep_history) as store:
+            await _must_exist(store, data, *rooms)
             names = await _names(store, rooms)
             with progress("Compacting", len(names)) as bar:
                 for room in names:
@@ -273,7 +283,8 @@ def compact_rooms(data: Path, keep_history: bool, rooms: tuple[str, ...]) -> Non
                     bar.done()
                     before += contents.bytes
                     after += size
-        click.echo(f"{len(names):,} rooms: {before:,} bytes of updates are {after:,} now")
+        those = counted(len(names), "room", "rooms")
+        click.echo(f"{those}: {before:,} bytes of updates are {after:,} now")
 
     run(command)
 
@@ -296,6 +307,7 @@ def show(data: Path, at: float | None, text: bool, room: str, names: tuple[str, 
 
     async def command() -> None:
         async with opened(data, read_only=True) as store:
+            await _must_exist(store, data, room)
             with progress("Reading", 1) as bar:
                 contents = await _read(store, room, bar, at)
         view = Doc.view(contents.document)
@@ -303,8 +315,8 @@ def show(data: Path, at: float | None, text: bool, room: str, names: tuple[str, 
             click.echo(f"{quoted(room)}: {problem}", err=True)
         if view.held_back:
             click.echo(f"{quoted(room)}: {described(view.waiting)}", err=True)
-        if contents.shown_from is not None:
-            since = f"what follows is marked with times before {_when(at)} too"
+        if at is not None and contents.shown_from is not None:
+            since = f"what follows is marked with times before {when(at)} too"
             how = f"--at {math.ceil(contents.shown_from)} shows it"
             click.echo(f"{quoted(room)}: the clock was set back: {since}, {how}", err=True)
         for name in names:
@@ -346,6 +358,7 @@ def export_room(data: Path, at: float | None, room: str, file: Path) -> None:
 
     async def command() -> None:
         async with opened(data, read_only=True) as store:
+            await _must_exist(store, data, room)
             with progress("Reading", 1) as bar:
                 contents = await _read(store, room, bar, at)
         if contents.damage:
@@ -354,11 +367,14 @@ def export_room(data: Path, at: float | None, room: str, file: Path) -> None:
         try:
             if file == _STDIO:
                 sys.stdout.buffer.write(update)
-            else:
-                with file.open("xb") as out:
-                    out.write(update)
+                return
+            with file.open("xb") as out:
+                out.write(update)
+        except FileExistsError:
+            raise click.ClickException(f"{file} is there already, and was left as it is") from None
         except OSError as exc:
             raise click.ClickException(f"can't write {file}: {exc.strerror}") from None
+        click.echo(f"{quoted(room)}: {len(update):,} bytes written to {file}")
 
     run(command)
 
@@ -382,7 +398,9 @@ def import_room(data: Path, room: str, file: Path) -> None:
             try:
                 await import_update(store, room, update)
             except RemoteProtocolError as exc:
-                raise click.ClickException(f"{file} holds no Yjs update: {exc}") from None
+                raise click.ClickException(
+                    f"{file} holds no Yjs update: {explained(update, exc)}"
+                ) from None
         click.echo(f"{quoted(room)}: {len(update):,} bytes added")
 
     run(command)
@@ -400,6 +418,7 @@ def delete_rooms(data: Path, rooms: tuple[str, ...], yes: bool) -> None:
 
     async def command() -> None:
         async with opened(data) as store:
+            await _must_exist(store, data, *rooms)
             if not yes:
                 names = ", ".join(map(quoted, rooms))
                 click.confirm(f"Delete {names} for good?", abort=True, err=True)

@@ -8,8 +8,8 @@ Reading blocks. Nothing in a source is changed, but that LevelDB tidies its file
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,8 +17,9 @@ from typing import Final
 from ycore import RemoteProtocolError, check_update
 from ycore.doc import Waiting
 
-from ..stores import RoomCorrupt, RoomNotFound, Store, StoredUpdate
-from ..stores.tools import read
+from .._formats import explained
+from ..stores import RoomCorrupt, Store, StoredUpdate
+from ..stores.tools import exists, read
 from ._files import directory_source, file_source
 from ._leveldb import leveldb_source
 from ._source import MigrationError, Source, tell
@@ -81,7 +82,7 @@ async def migrate(
     merge: bool = False,
     rename: Callable[[str], str] = lambda room: room,
     progress: Callable[[Migrated], None] = lambda migrated: None,
-) -> AsyncIterator[Migrated]:
+) -> AsyncGenerator[Migrated, None]:
     """Append what a source has to a store, room by room; what can't be read is told of each.
 
     Args:
@@ -95,7 +96,7 @@ async def migrate(
     for name, updates in source.rooms.items():
         room = rename(name)
         migrated = Migrated(room)
-        if not merge and await _exists(store, room):
+        if not merge and await exists(store, room):
             migrated.problems.append("it is there already, and was left alone (--merge adds to it)")
             yield migrated
             continue
@@ -103,20 +104,22 @@ async def migrate(
         seen = size = 0
         try:
             try:
-                for stored in updates():
-                    seen += 1
-                    try:
-                        check_update(stored.update)
-                    except RemoteProtocolError as exc:
-                        why = f"update {seen} is none, or compressed somehow: {exc}"
-                        tell(migrated.problems, why)
-                        continue
-                    batch.append(stored)
-                    size += len(stored.update) + len(stored.metadata)
-                    if len(batch) >= _BATCH or size >= _BATCH_BYTES:
-                        await _append(store, migrated, batch)
-                        size = 0
-                        progress(migrated)
+                with closing(updates()) as found:
+                    for stored in found:
+                        seen += 1
+                        try:
+                            check_update(stored.update)
+                        except RemoteProtocolError as exc:
+                            why = explained(stored.update, exc)
+                            why = f"update {seen} is none, or compressed somehow: {why}"
+                            tell(migrated.problems, why)
+                            continue
+                        batch.append(stored)
+                        size += len(stored.update) + len(stored.metadata)
+                        if len(batch) >= _BATCH or size >= _BATCH_BYTES:
+                            await _append(store, migrated, batch)
+                            size = 0
+                            progress(migrated)
             except MigrationError as exc:
                 migrated.problems.append(str(exc))
             await _append(store, migrated, batch)
@@ -133,15 +136,3 @@ async def _append(store: Store, migrated: Migrated, batch: list[StoredUpdate]) -
         await store.append(migrated.room, batch)
         migrated.updates += len(batch)
         batch.clear()
-
-
-async def _exists(store: Store, room: str) -> bool:
-    try:
-        async with aclosing(store.load(room)) as updates:
-            async for _ in updates:
-                break
-    except RoomNotFound:
-        return False
-    except RoomCorrupt:
-        pass
-    return True

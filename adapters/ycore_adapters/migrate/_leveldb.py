@@ -11,7 +11,8 @@ keyEncoding). There are no times. LevelDB tidies its files up whenever it is ope
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,7 +54,7 @@ def _plyvel(path: Path) -> Any:
     return plyvel
 
 
-def _entries(path: Path, prefix: bytes) -> Iterator[tuple[list[str | int], bytes]]:
+def _entries(path: Path, prefix: bytes) -> Generator[tuple[list[str | int], bytes], None, None]:
     """What is under keys that begin so.
 
     Raises:
@@ -121,5 +122,6 @@ def _key(raw: bytes) -> list[str | int]:
 
 def _updates(path: Path, room: str) -> Updates:
     modified = (path / "CURRENT").stat().st_mtime
-    for _, update in _entries(path, _string("v1") + _string(room) + _string("update")):
-        yield StoredUpdate(update, modified)
+    with closing(_entries(path, _string("v1") + _string(room) + _string("update"))) as entries:
+        for _, update in entries:
+            yield StoredUpdate(update, modified)

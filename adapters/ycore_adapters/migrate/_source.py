@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -14,7 +14,7 @@ from ..stores import StoredUpdate
 _MAX_PROBLEMS: Final = 20
 """Of more in one room, these are told."""
 
-Updates: TypeAlias = Iterator[StoredUpdate]
+Updates: TypeAlias = Generator[StoredUpdate, None, None]
 
 
 class MigrationError(Exception):
@@ -29,7 +29,7 @@ class Source:
     """In words."""
     rooms: dict[str, Callable[[], Updates]]
     """By name, what gives the updates, oldest first. It raises MigrationError after all that can
-    be read, if that is not all."""
+    be read, if that is not all. It has a file or a database open: close it if you stop early."""
     unknown: list[Path] = field(default_factory=list)
     """Files below a directory that are no stores."""
     problems: list[str] = field(default_factory=list)

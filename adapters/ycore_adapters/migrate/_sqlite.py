@@ -98,7 +98,9 @@ def _reading(path: Path, what: str = "") -> Iterator[None]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
+    # Updates that nobody reads to the end are closed by the collector, in whatever thread it runs.
+    uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+    return sqlite3.connect(uri, uri=True, check_same_thread=False)
 
 
 def _updates(path: Path, room: str, columns: list[str], checkpoints: bool) -> Updates:

@@ -18,10 +18,12 @@ written is still behind the descriptor. A file that was cut short is past healin
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -48,6 +50,7 @@ from ._log import (
 )
 from ._owned import failed, identity, translated
 from ._past import Until
+from ._times import when
 from .interface import HistoryNotKept, RoomCorrupt, RoomNotFound, StoredUpdate, StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -68,6 +71,18 @@ def sync_path(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _open_to_read(path: Path) -> int:
+    """
+    Raises:
+        OSError: it can't be read, or is a pipe, say: to open or read that might wait for ever.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return fd
 
 
 class _Bytes:
@@ -132,7 +147,7 @@ class Reading:
                 yield from self._records_of(self._fd)
                 return
             try:
-                fd = os.open(self._path, os.O_RDONLY)
+                fd = _open_to_read(self._path)
             except FileNotFoundError:
                 raise RoomNotFound(f"there is no {self._path}") from None
             try:
@@ -384,7 +399,7 @@ class LogFile:
             reading = Reading(self.room, path, synced=path != self.path)
             for record in reading.records():
                 if not first and record.is_snapshot and record.time > at:
-                    since = f"{record.time / 1000:.3f}"
+                    since = when(record.time / 1000)
                     raise HistoryNotKept(f"of {self.room!r} nothing is kept from before {since}")
                 first = True
                 if until.has(record.time, is_snapshot=record.is_snapshot):
@@ -392,7 +407,7 @@ class LogFile:
                     yield _stored(record)
             reading.check()
         if not known:
-            raise RoomNotFound(f"the room {self.room!r} had nothing yet at {at / 1000:.3f}")
+            raise RoomNotFound(f"the room {self.room!r} had nothing yet at {when(at / 1000)}")
 
     def check_past(self) -> list[str]:
         """What is wrong with what is kept of the past: damage, or that some of it is missing.

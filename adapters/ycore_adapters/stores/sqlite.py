@@ -34,6 +34,7 @@ from anyio import to_thread
 from ._identity import Claim
 from ._owned import Fsync, OwnedStore
 from ._past import Until
+from ._times import when
 from .interface import (
     HistoryNotKept,
     RoomCorrupt,
@@ -200,7 +201,7 @@ class SQLiteStore(OwnedStore):
         if at is None:
             self._used.setdefault(room, _Used()).read_to = max(first - 1, 0)
         elif not found:
-            raise RoomNotFound(f"the room {room!r} had nothing yet at {at:.3f}")
+            raise RoomNotFound(f"the room {room!r} had nothing yet at {when(at)}")
 
     async def append(self, room: str, updates: Sequence[StoredUpdate]) -> None:
         append = _Append(room, updates)
@@ -353,7 +354,7 @@ class SQLiteStore(OwnedStore):
             "SELECT min(id), time FROM updates WHERE room = ?", (key,)
         ).fetchone()
         if oldest is not None and oldest % 2 and time > until:
-            raise HistoryNotKept(f"of {room!r} nothing is kept from before {time / 1000:.3f}")
+            raise HistoryNotKept(f"of {room!r} nothing is kept from before {when(time / 1000)}")
         return key, 0
 
     def _read(

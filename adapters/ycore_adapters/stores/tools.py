@@ -12,9 +12,18 @@ from ycore import RemoteProtocolError, StructStore, check_update
 from ycore.doc import Doc, Waiting
 from ycore.steps import finish
 
-from .interface import RoomCorrupt, Store, StoredUpdate, StoreUnavailable
+from .interface import RoomCorrupt, RoomNotFound, Store, StoredUpdate, StoreUnavailable
 
-__all__ = ["Contents", "compact", "described", "fill_holes", "import_update", "read", "repair"]
+__all__ = [
+    "Contents",
+    "compact",
+    "described",
+    "exists",
+    "fill_holes",
+    "import_update",
+    "read",
+    "repair",
+]
 
 _TOLD: Final = 5
 """Of how many clients, or ranges of clocks, one is told at most."""
@@ -48,8 +57,23 @@ class Contents:
 
     def waiting(self) -> Waiting:
         """What of the document is held back, as something that it builds on is missing: by whatever
-        wrote it, since nothing is lost here unsaid. Takes as long as opening the document."""
-        return Doc.view(self.document).waiting
+        wrote it, since nothing is lost here unsaid. Takes as long as opening the document, if there
+        is something."""
+        return Doc.view(self.document).waiting if self.document.behind() else Waiting({}, {})
+
+
+async def exists(store: Store, room: str) -> bool:
+    """Whether a store has something of a room."""
+    try:
+        async with aclosing(store.load(room)) as updates:
+            async for _ in updates:
+                break
+    except RoomNotFound:
+        return False
+    except RoomCorrupt:
+        pass
+    await store.release(room)
+    return True
 
 
 async def read(
@@ -123,7 +147,8 @@ async def compact(
         except RuntimeError as exc:
             raise StoreUnavailable(f"the room {room!r}: {exc}") from exc
         size = len(update)
-        return StoredUpdate(update, time.time())
+        last = time.time() if contents.last is None else contents.last
+        return StoredUpdate(update, last)  # it is as old as what is in it
 
     await store.compact(room, snapshot)
     return contents, size
