@@ -548,28 +548,28 @@ class Text(SharedType):
             LocalProtocolError: it is no delta. Then, too, nothing has changed.
         """
         ops = [_Op.of(op) for op in delta]
-        _once((op.kind, op.content) for op in ops)
+        _once(op.inserted for op in ops if op.inserted is not None)
         index, size = 0, len(self)
         for op in ops:
-            if op.kind:
-                size += op.length
-            elif op.content == "delete":
+            if op.deletes:
                 size -= op.length
-            if op.content != "delete":
+            else:
                 index += op.length
+                if op.inserted is not None:
+                    size += op.length
             if index > size:
                 raise IndexError(f"the delta goes beyond the end: there are {len(self)}")
         index = 0
         with self._transaction():
             for op in ops:
-                if op.kind:
-                    if op.length:
-                        self._insert(index, op.kind, op.content, op.formats)
-                elif op.content == "delete":
+                if op.deletes:
                     self.delete(index, op.length)
                     continue
-                elif op.formats:
-                    Position.find(self._node, index).format(op.length, op.formats)
+                if op.inserted is None:
+                    if op.formats:
+                        Position.find(self._node, index).format(op.length, op.formats)
+                elif op.length:
+                    self._insert(index, *op.inserted, op.formats)
                 index += op.length
 
     def to_delta(self) -> list[dict[str, Any]]:
@@ -616,12 +616,12 @@ def _embed(value: Embed) -> Content:
 class _Op(NamedTuple):
     """An operation of a delta, checked."""
 
-    kind: int
-    """Of what it inserts; 0 for others."""
-    content: Any
-    """What it inserts, or else "retain" or "delete"."""
     length: int
     formats: dict[str, Any]
+    inserted: Content | None = None
+    """What it inserts, if it does."""
+    deletes: bool = False
+    """Whether it deletes. One that does neither retains."""
 
     @classmethod
     def of(cls, op: Mapping[str, Any]) -> _Op:
@@ -634,13 +634,13 @@ class _Op(NamedTuple):
             match op:
                 case {"insert": str(text)}:
                     text = normal_text(text)
-                    return cls(STRING, text, len(text), formats)
+                    return cls(len(text), formats, (STRING, text))
                 case {"insert": embed}:
-                    return cls(*_embed(embed), 1, formats)
+                    return cls(1, formats, _embed(embed))
                 case {"retain": int(length)} if length >= 0:
-                    return cls(0, "retain", length, formats)
+                    return cls(length, formats)
                 case {"delete": int(length)} if length >= 0:
-                    return cls(0, "delete", length, formats)
+                    return cls(length, formats, deletes=True)
         raise LocalProtocolError(f"not a delta's: {brief(op)}")
 
 
