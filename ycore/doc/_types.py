@@ -226,7 +226,9 @@ def _contents(values: Iterable[Value]) -> list[Content]:
         )
     if not isinstance(values, Iterable):
         raise LocalProtocolError(f"a list of values is needed: write [{brief(values)}]")
-    return _once([_content(value) for value in values])
+    contents = [_content(value) for value in values]
+    _check_once(contents)
+    return contents
 
 
 def _entries(entries: Mapping[str, Value]) -> dict[str, Content]:
@@ -234,20 +236,22 @@ def _entries(entries: Mapping[str, Value]) -> dict[str, Content]:
     if not isinstance(entries, Mapping):
         raise LocalProtocolError(f"a dict is needed: {brief(entries)}")
     contents = {checked_text(key, "a key"): _content(value) for key, value in entries.items()}
-    _once(contents.values())
+    _check_once(contents.values())
     return contents
 
 
-def _once(contents: Iterable[Content]) -> list[Content]:
-    contents = list(contents)
+def _check_once(contents: Iterable[Content]) -> None:
+    """
+    Raises:
+        LocalProtocolError: a shared type is in them twice.
+    """
     types = [content for kind, content in contents if kind == TYPE]
     if len(set(types)) < len(types):
         raise LocalProtocolError("a shared type can be put in one place only")
-    return contents
 
 
 def _claim(contents: Iterable[Content]) -> None:
-    """These are in what was just made: nothing else can have them."""
+    """Note that these are in a type that was just made: nothing else can have them."""
     for kind, content in contents:
         if kind == TYPE:
             content.facade._is_claimed = True
@@ -548,7 +552,7 @@ class Text(SharedType):
             LocalProtocolError: it is no delta. Then, too, nothing has changed.
         """
         ops = [_Op.of(op) for op in delta]
-        _once(op.inserted for op in ops if op.inserted is not None)
+        _check_once(op.inserted for op in ops if op.inserted is not None)
         index, size = 0, len(self)
         for op in ops:
             if op.deletes:
@@ -669,6 +673,25 @@ class _Attributes(MutableMapping[str, Any]):
         return repr(self._owner._entries())
 
 
+class _WithAttributes(SharedType):
+    """An XML type that has attributes."""
+
+    def _make_with(self, attributes: Mapping[str, Value] | None) -> None:
+        self._attributes_made_with = _entries({} if attributes is None else attributes)
+        _claim(self._attributes_made_with.values())
+
+    def _fill(self) -> Filling:
+        made_with, self._attributes_made_with = self._attributes_made_with, {}
+        yield from self._set_keys(made_with)
+        yield from super()._fill()
+
+    @property
+    def attributes(self) -> MutableMapping[str, Any]:
+        """Its own attributes, not the formats of a text in it. They are strings, but editors put
+        other values there too."""
+        return _Attributes(self)
+
+
 class XmlFragment(_Children):
     """XML elements and texts in order: what ProseMirror and Tiptap have as their root. Of a string
     is made an `XmlText`.
@@ -703,7 +726,7 @@ class XmlFragment(_Children):
         return f"<{type(self).__name__} {self}>"
 
 
-class XmlElement(XmlFragment):
+class XmlElement(_WithAttributes, XmlFragment):
     """An XML element.
 
     Args:
@@ -721,26 +744,15 @@ class XmlElement(XmlFragment):
     ) -> None:
         super().__init__(children)
         self._node.name = checked_text(tag, "a tag")
-        self._attributes_made_with = _entries({} if attributes is None else attributes)
-        _claim(self._attributes_made_with.values())
-
-    def _fill(self) -> Filling:
-        made_with, self._attributes_made_with = self._attributes_made_with, {}
-        yield from self._set_keys(made_with)
-        yield from super()._fill()
+        self._make_with(attributes)
 
     @property
     def tag(self) -> str:
         """Its name."""
         return self._node.name
 
-    @property
-    def attributes(self) -> MutableMapping[str, Any]:
-        """Its attributes: strings, but editors put other values there too."""
-        return _Attributes(self)
 
-
-class XmlText(Text):
+class XmlText(_WithAttributes, Text):
     """A text in XML.
 
     Args:
@@ -751,18 +763,7 @@ class XmlText(Text):
 
     def __init__(self, text: str = "", attributes: Mapping[str, Value] | None = None) -> None:
         super().__init__(text)
-        self._attributes_made_with = _entries({} if attributes is None else attributes)
-        _claim(self._attributes_made_with.values())
-
-    def _fill(self) -> Filling:
-        made_with, self._attributes_made_with = self._attributes_made_with, {}
-        yield from self._set_keys(made_with)
-        yield from super()._fill()
-
-    @property
-    def attributes(self) -> MutableMapping[str, Any]:
-        """Its own attributes, not its formats."""
-        return _Attributes(self)
+        self._make_with(attributes)
 
 
 class XmlHook(Map):
