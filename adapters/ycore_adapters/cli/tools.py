@@ -16,8 +16,8 @@ from ycore import RemoteProtocolError
 from ycore.doc import Doc, Waiting
 
 from .._formats import explained
+from .._times import when
 from ..stores import RoomCorrupt, Store
-from ..stores._times import when
 from ..stores.tools import (
     Contents,
     compact,

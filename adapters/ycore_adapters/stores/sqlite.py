@@ -31,10 +31,10 @@ from zlib import crc32
 import anyio
 from anyio import to_thread
 
+from .._times import when
 from ._identity import Claim
 from ._owned import Fsync, OwnedStore
 from ._past import Until
-from ._times import when
 from .interface import (
     HistoryNotKept,
     RoomCorrupt,
