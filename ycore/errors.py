@@ -22,7 +22,7 @@ class CloseCode(IntEnum):
     INVALID_PAYLOAD = 1007
     """The bytes are no y-protocol message, or an update or awareness state in them is malformed."""
     POLICY_VIOLATION = 1008
-    """More awareness than a member may have."""
+    """More awareness than a member may have, or more answers than it may ask for."""
     MESSAGE_TOO_BIG = 1009
     """The message is too long, or holds more than can be taken in."""
     INTERNAL_ERROR = 1011
@@ -35,7 +35,7 @@ class CloseCode(IntEnum):
     FORBIDDEN = 4403
     """Whoever it is may not come in."""
     DELETED = 4410
-    """The document was deleted. Who came back would bring it back, whole."""
+    """The document was deleted. A client that came back would bring all of it back."""
     DOCUMENT_FULL = 4413
     """The document takes more memory than it may. The same edits would be refused again."""
 

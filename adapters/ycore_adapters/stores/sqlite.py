@@ -69,15 +69,15 @@ CREATE TABLE updates (
     crc INTEGER NOT NULL,  -- CRC-32 of data and metadata
     PRIMARY KEY (room, id)
 ) WITHOUT ROWID;
-CREATE TABLE damaged AS SELECT *, 0 AS put_aside FROM updates;  -- by a repair, when
+CREATE TABLE damaged AS SELECT *, 0 AS put_aside FROM updates;  -- rooms before a repair
 """
 _SYNCHRONOUS: Final[dict[Fsync, str]] = {"always": "FULL", "everysec": "NORMAL", "never": "OFF"}
 _READ_BYTES: Final = 1024 * 1024
 """How many bytes of updates are read in one go."""
 _OPEN_SECONDS: Final = 5.0
-"""For how long opening waits for another program that has the database locked,"""
+"""For how long opening waits for another program that has the database locked."""
 _BUSY_SECONDS: Final = 1.0
-"""and for how long a call does, if the one before it did not wait in vain."""
+"""For how long a call waits for such a program, unless the call before it waited in vain."""
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
@@ -92,9 +92,9 @@ class _Used:
     read_to: int | None = None
     """The id up to which all its updates were read, or written here; None if it was not loaded."""
     bytes: int = 0
-    """Of its updates from the last snapshot on,"""
+    """How long its updates are from the last snapshot on."""
     snapshot_bytes: int = 0
-    """and of that snapshot."""
+    """How long that snapshot is."""
     refused: str | None = None
     """Why its last append failed, if it did."""
     has_foreign: bool = False
@@ -273,7 +273,7 @@ class SQLiteStore(OwnedStore):
     # -- in threads
 
     async def _run(self, do: Callable[..., T], *args: object) -> T:
-        """Read something, for which nobody who writes is waited for."""
+        """Read something. That waits for no program that writes."""
         async with self._lock:
             return await to_thread.run_sync(partial(self._do, "BEGIN", do, *args))
 
