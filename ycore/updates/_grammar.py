@@ -150,7 +150,6 @@ class ParsedUpdate:
         "has_keys",
         "impossible",
         "is_amended",
-        "is_long",
         "neighbours",
         "sections",
         "tidy",
@@ -170,8 +169,6 @@ class ParsedUpdate:
         self.tidy = False
         """Whether `data` can be passed on for this: it says no more, and has the delete ranges in
         this form, too."""
-        self.is_long = False
-        """Whether to go through its structs takes longer than a step."""
         self.has_keys = False
         """Whether any item says that it has a key."""
         self.neighbours: dict[int, int] | None = {}
@@ -294,7 +291,8 @@ def parse_update(data: bytes, limits: UpdateLimits = NO_LIMITS) -> ParsedUpdate:
         RemoteProtocolError: it is malformed; the message says where.
     """
     update = finish(parse_update_steps(data, limits))
-    for client, clock, _ in update.impossible:
+    if update.impossible:
+        client, clock, _ = update.impossible[0]
         raise impossible(client, clock)
     return update
 
@@ -380,7 +378,6 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
         raise RemoteProtocolError(f"{size - pos} bytes left over after the update")
     update.tidy = tidy
     update.weight = len(update.sections) + len(deletes) + limits.delete_ranges - left
-    update.is_long = structs + update.weight > STEP
     if update.cuts:
         amended = yield from parse_update_steps((yield from _without_cuts(update)), limits)
         amended.is_amended = len(update.without_right) > 0
