@@ -73,7 +73,7 @@ def sync_path(path: Path) -> None:
         os.close(fd)
 
 
-def _open_to_read(path: Path) -> int:
+def open_to_read(path: Path) -> int:
     """
     Raises:
         OSError: it can't be read, or is a pipe, say: to open or read that might wait for ever.
@@ -147,7 +147,7 @@ class Reading:
                 yield from self._records_of(self._fd)
                 return
             try:
-                fd = _open_to_read(self._path)
+                fd = open_to_read(self._path)
             except FileNotFoundError:
                 raise RoomNotFound(f"there is no {self._path}") from None
             try:
