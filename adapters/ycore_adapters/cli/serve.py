@@ -43,7 +43,7 @@ _ROOMS = Settings()
     default="everysec",
     type=click.Choice(get_args(Fsync)),
     help="When edits are safe from the machine losing power: before anyone else sees them, within "
-    "about a second, or when the system likes. They always survive the server being killed.",
+    "about two seconds, or when the system likes. They always survive the server being killed.",
 )
 @keep_history_option
 @click.option(
