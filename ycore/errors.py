@@ -23,7 +23,7 @@ class CloseCode(IntEnum):
     """Text that is no UTF-8, or a compressed message that can't be inflated. Our client closes with
     it if a server sends what is no y-protocol message."""
     POLICY_VIOLATION = 1008
-    """It asks for the whole document, or for everyone's awareness, too often."""
+    """It asks for more answers than a member may: the document, or everyone's awareness."""
     MESSAGE_TOO_BIG = 1009
     """Our client, and other servers, say this to a message that is too long; see `TOO_LARGE`."""
     INTERNAL_ERROR = 1011
@@ -42,7 +42,7 @@ class CloseCode(IntEnum):
     FORBIDDEN = 4403
     """Whoever it is may not come in."""
     DELETED = 4410
-    """The document was deleted. Who came back would bring it back, whole."""
+    """The document was deleted. A client that came back would bring all of it back."""
     TOO_LARGE = 4413
     """The message is too long, or holds more than can be taken in, or more awareness than a member
     may have; or the document takes more memory than it may."""

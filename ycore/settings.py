@@ -29,8 +29,8 @@ class Settings:
     answer_bytes: int = 8 * 2**20
     """How many bytes of answers a member may ask for per second in the long run: a question takes a
     few bytes, and its answer is all that the member lacks of the document, or everyone's awareness.
-    A short answer counts as 16 KB, and each author of the document as 64 bytes. Who is ten seconds
-    ahead of that is closed (1008)."""
+    A short answer counts as 16 KB, and each author of the document as 64 bytes more. A member that
+    is ten seconds ahead of that is closed (1008)."""
 
     acknowledge: bool = False
     """Whether an author gets its own updates back once they are stored. The sync status of

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _PAGES: Final = {"ws": "http", "wss": "https"}
-"""Where the page is whose WebSocket is there."""
+"""The scheme of a WebSocket's URL -> that of the page's."""
 
 
 def check_origin(origin: str) -> None:

@@ -30,8 +30,8 @@ def no_room(prefix: str) -> Answer:
 def plain_answer(
     method: str, path: str, prefix: str, problem: str | None, unsynced: float = 0.0
 ) -> Answer:
-    """To who asks for no WebSocket. The problem is `Driver.health`, and how much is not synced
-    `Driver.unsynced`."""
+    """The answer to a request for something else than a WebSocket. The problem is `Driver.health`,
+    and the age of what is not synced is `Driver.unsynced`."""
     if method not in ("GET", "HEAD"):
         return 405, "only GET", [(b"Allow", b"GET, HEAD")]
     if path == "/health":

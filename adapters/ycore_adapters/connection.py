@@ -15,8 +15,8 @@ class Connection(Protocol):
     waiting: int = 0
     """How many bytes were sent and not yet taken by the socket."""
     answer: int = 0
-    """How long the longest is of what was sent to it alone, and may still wait. It is no sign that
-    the member is slow, however long it is."""
+    """How many bytes the longest answer has that was sent to this member alone, and may still wait.
+    However long it is, that is no sign of a slow member."""
     address: str | None = None
     """Where it comes from, if that is known: work for those of one address waits for that of others
     who asked for less."""

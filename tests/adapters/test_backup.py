@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -216,6 +217,22 @@ def test_what_can_not_be_done_is_told(tmp_path: Path, name: str) -> None:
         result = ycore("backup", "--data", data, tmp_path / "copy")
         assert result.exit_code == 2
         assert "name it *.db" in result.output
+
+
+def test_where_one_is_there_is_no_place_for_a_copy(data: Path) -> None:
+    fill(data)
+    result = ycore("backup", "--data", data, ".")
+    assert result.exit_code == 1
+    assert "there is something at ." in result.output
+
+
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(data: Path, tmp_path: Path) -> None:
+    fill(data)
+    os.mkfifo(data / "pipe.ylog")
+    result = ycore("backup", "--data", data, tmp_path / "copy")
+    assert result.exit_code == 1
+    assert f"can't copy {data / 'pipe.ylog'}: it is no regular file" in result.output
+    assert not (tmp_path / "copy").exists()
 
 
 def test_a_damaged_database_is_copied_and_told(tmp_path: Path) -> None:

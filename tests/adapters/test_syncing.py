@@ -16,10 +16,11 @@ import pytest
 from anyio import to_thread
 from ycore_adapters._paths import plain_answer
 from ycore_adapters.driver import Driver
-from ycore_adapters.stores import FileStore, MemoryStore, StoredUpdate
+from ycore_adapters.stores import FileStore, MemoryStore, SQLiteStore, Store, StoredUpdate
 from ycore_adapters.stores import _logfile as logfile
 from ycore_adapters.stores import _owned as owned
 from ycore_adapters.stores import file as file_module
+from ycore_adapters.stores import sqlite as sqlite_module
 from ycore_adapters.stores._syncfs import can_syncfs, syncfs
 
 pytestmark = pytest.mark.anyio
@@ -73,7 +74,7 @@ async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         yield store
 
 
-async def append(store: FileStore, *rooms: str) -> None:
+async def append(store: Store, *rooms: str) -> None:
     for room in rooms:
         await store.append(room, [StoredUpdate(b"1", 1)])
 
@@ -190,11 +191,33 @@ async def test_it_is_the_age_while_the_sync_is_under_way_too(
     assert store.unsynced() == 1
 
 
-@pytest.mark.parametrize("fsync", ["always", "never"])
-async def test_where_nothing_is_promised_for_later_nothing_is_due(
-    tmp_path: Path, fsync: file_module.Fsync
+async def test_how_old_the_oldest_unsynced_edit_of_a_database_is(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with FileStore(tmp_path / "data", fsync=fsync) as store:
+    now = 1000.0
+    monkeypatch.setattr(owned, "_SYNC_EVERY", 1e6)
+    monkeypatch.setattr(sqlite_module, "monotonic", lambda: now)
+    path = tmp_path / "rooms.db"
+    async with SQLiteStore(path) as store:
+        assert store.unsynced() == 0
+        await append(store, "a")
+        now = 1002.0
+        await append(store, "b", "a")
+        assert store.unsynced() == 2
+        disk.broken = {Path(f"{path}-wal").stat().st_ino}
+        await store._sync_all()
+        assert store.unsynced() == 2, "a sync that failed makes nothing durable"
+        disk.broken = set()
+        await store._sync_all()
+        assert store.unsynced() == 0
+
+
+@pytest.mark.parametrize("fsync", ["always", "never"])
+@pytest.mark.parametrize("kind", [FileStore, SQLiteStore])
+async def test_where_nothing_is_promised_for_later_nothing_is_due(
+    tmp_path: Path, kind: type[FileStore | SQLiteStore], fsync: file_module.Fsync
+) -> None:
+    async with kind(tmp_path / "data", fsync=fsync) as store:
         await append(store, "r")
         assert store.unsynced() == 0
 

@@ -594,8 +594,9 @@ def test_what_editors_cannot_read_is_not_written_by_accident(
 def test_a_delta_that_goes_beyond_the_end_changes_nothing() -> None:
     text = Doc(1).get_text("t")
     for wrong in ({"retain": 2}, {"delete": 2}, {"retain": 2, "attributes": {"b": 1}}):
-        with pytest.raises(IndexError, match="beyond the end: there are 0"):
-            text.apply_delta([{"insert": "a"}, {"insert": {"i": 1}}, wrong])
+        for inserted in ("a", "delete", "retain"):
+            with pytest.raises(IndexError, match="beyond the end: there are 0"):
+                text.apply_delta([{"insert": inserted}, {"insert": {"i": 1}}, wrong])
     assert text.to_delta() == []
     text.apply_delta([{"insert": "abc"}, {"insert": Map({"k": 1})}, {"insert": ""}])
     text.apply_delta([{"delete": 2}, {"retain": 1}, {"insert": "d"}, {"delete": 1}])

@@ -502,7 +502,7 @@ class Doc:
         ready = [-client for client in clients]
         heapify(ready)
         first: list[int] = []
-        """Whom others wait for."""
+        """Clients that others wait for: they come before those that are `ready`."""
         turn = 0
         while first or ready:
             client = first.pop() if first else -heappop(ready)

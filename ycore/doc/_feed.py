@@ -69,7 +69,7 @@ class Feed:
         self._lacking: set[int] = set(doc._items)
         """Clients of which the engine may lack something."""
         self._deleted: defaultdict[int, list[Range]] = defaultdict(list)
-        """Of these clients what it was not told that it is deleted."""
+        """For each client, what is deleted and the engine was not told of."""
         for client, items in doc._items.items():
             for item in items:
                 if item.deleted:

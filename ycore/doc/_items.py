@@ -556,8 +556,17 @@ def normal_json(value: Any) -> Any:
         _json(normal)  # or a number is too large
     except (TypeError, ValueError, RecursionError, RemoteProtocolError) as exc:
         raise LocalProtocolError(f"not JSON: {exc}") from None
+    _check_same_elsewhere(value)
+    return normal
+
+
+def _check_same_elsewhere(value: Any) -> None:
+    """
+    Raises:
+        LocalProtocolError: Python writes it as JSON from which others would read something else.
+    """
     todo = [value]
-    while todo:  # Python writes more than others would read the same from
+    while todo:
         part = todo.pop()
         if isinstance(part, dict):
             for key in part:
@@ -570,7 +579,6 @@ def normal_json(value: Any) -> Any:
             todo += part
         elif isinstance(part, BigInt) or (isinstance(part, int) and abs(part) > MAX_SAFE_INTEGER):
             raise LocalProtocolError(f"not JSON: a number has at most 53 bits: {brief(part)}")
-    return normal
 
 
 def _dump_json(value: Any) -> str:

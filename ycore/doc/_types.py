@@ -226,7 +226,9 @@ def _contents(values: Iterable[Value]) -> list[Content]:
         )
     if not isinstance(values, Iterable):
         raise LocalProtocolError(f"a list of values is needed: write [{brief(values)}]")
-    return _once([_content(value) for value in values])
+    contents = [_content(value) for value in values]
+    _check_once(contents)
+    return contents
 
 
 def _entries(entries: Mapping[str, Value]) -> dict[str, Content]:
@@ -234,20 +236,22 @@ def _entries(entries: Mapping[str, Value]) -> dict[str, Content]:
     if not isinstance(entries, Mapping):
         raise LocalProtocolError(f"a dict is needed: {brief(entries)}")
     contents = {checked_text(key, "a key"): _content(value) for key, value in entries.items()}
-    _once(contents.values())
+    _check_once(contents.values())
     return contents
 
 
-def _once(contents: Iterable[Content]) -> list[Content]:
-    contents = list(contents)
+def _check_once(contents: Iterable[Content]) -> None:
+    """
+    Raises:
+        LocalProtocolError: a shared type is in them twice.
+    """
     types = [content for kind, content in contents if kind == TYPE]
     if len(set(types)) < len(types):
         raise LocalProtocolError("a shared type can be put in one place only")
-    return contents
 
 
 def _claim(contents: Iterable[Content]) -> None:
-    """These are in what was just made: nothing else can have them."""
+    """Note that these are in a type that was just made: nothing else can have them."""
     for kind, content in contents:
         if kind == TYPE:
             content.facade._is_claimed = True
@@ -548,28 +552,28 @@ class Text(SharedType):
             LocalProtocolError: it is no delta. Then, too, nothing has changed.
         """
         ops = [_Op.of(op) for op in delta]
-        _once((op.kind, op.content) for op in ops)
+        _check_once(op.inserted for op in ops if op.inserted is not None)
         index, size = 0, len(self)
         for op in ops:
-            if op.kind:
-                size += op.length
-            elif op.content == "delete":
+            if op.deletes:
                 size -= op.length
-            if op.content != "delete":
+            else:
                 index += op.length
+                if op.inserted is not None:
+                    size += op.length
             if index > size:
                 raise IndexError(f"the delta goes beyond the end: there are {len(self)}")
         index = 0
         with self._transaction():
             for op in ops:
-                if op.kind:
-                    if op.length:
-                        self._insert(index, op.kind, op.content, op.formats)
-                elif op.content == "delete":
+                if op.deletes:
                     self.delete(index, op.length)
                     continue
-                elif op.formats:
-                    Position.find(self._node, index).format(op.length, op.formats)
+                if op.inserted is None:
+                    if op.formats:
+                        Position.find(self._node, index).format(op.length, op.formats)
+                elif op.length:
+                    self._insert(index, *op.inserted, op.formats)
                 index += op.length
 
     def to_delta(self) -> list[dict[str, Any]]:
@@ -616,12 +620,12 @@ def _embed(value: Embed) -> Content:
 class _Op(NamedTuple):
     """An operation of a delta, checked."""
 
-    kind: int
-    """Of what it inserts; 0 for others."""
-    content: Any
-    """What it inserts, or else "retain" or "delete"."""
     length: int
     formats: dict[str, Any]
+    inserted: Content | None = None
+    """What it inserts, if it does."""
+    deletes: bool = False
+    """Whether it deletes. One that does neither retains."""
 
     @classmethod
     def of(cls, op: Mapping[str, Any]) -> _Op:
@@ -634,13 +638,13 @@ class _Op(NamedTuple):
             match op:
                 case {"insert": str(text)}:
                     text = normal_text(text)
-                    return cls(STRING, text, len(text), formats)
+                    return cls(len(text), formats, (STRING, text))
                 case {"insert": embed}:
-                    return cls(*_embed(embed), 1, formats)
+                    return cls(1, formats, _embed(embed))
                 case {"retain": int(length)} if length >= 0:
-                    return cls(0, "retain", length, formats)
+                    return cls(length, formats)
                 case {"delete": int(length)} if length >= 0:
-                    return cls(0, "delete", length, formats)
+                    return cls(length, formats, deletes=True)
         raise LocalProtocolError(f"not a delta's: {brief(op)}")
 
 
@@ -667,6 +671,25 @@ class _Attributes(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         return repr(self._owner._entries())
+
+
+class _WithAttributes(SharedType):
+    """An XML type that has attributes."""
+
+    def _make_with(self, attributes: Mapping[str, Value] | None) -> None:
+        self._attributes_made_with = _entries({} if attributes is None else attributes)
+        _claim(self._attributes_made_with.values())
+
+    def _fill(self) -> Filling:
+        made_with, self._attributes_made_with = self._attributes_made_with, {}
+        yield from self._set_keys(made_with)
+        yield from super()._fill()
+
+    @property
+    def attributes(self) -> MutableMapping[str, Any]:
+        """Its own attributes, not the formats of a text in it. They are strings, but editors put
+        other values there too."""
+        return _Attributes(self)
 
 
 class XmlFragment(_Children):
@@ -703,7 +726,7 @@ class XmlFragment(_Children):
         return f"<{type(self).__name__} {self}>"
 
 
-class XmlElement(XmlFragment):
+class XmlElement(_WithAttributes, XmlFragment):
     """An XML element.
 
     Args:
@@ -721,26 +744,15 @@ class XmlElement(XmlFragment):
     ) -> None:
         super().__init__(children)
         self._node.name = checked_text(tag, "a tag")
-        self._attributes_made_with = _entries({} if attributes is None else attributes)
-        _claim(self._attributes_made_with.values())
-
-    def _fill(self) -> Filling:
-        made_with, self._attributes_made_with = self._attributes_made_with, {}
-        yield from self._set_keys(made_with)
-        yield from super()._fill()
+        self._make_with(attributes)
 
     @property
     def tag(self) -> str:
         """Its name."""
         return self._node.name
 
-    @property
-    def attributes(self) -> MutableMapping[str, Any]:
-        """Its attributes: strings, but editors put other values there too."""
-        return _Attributes(self)
 
-
-class XmlText(Text):
+class XmlText(_WithAttributes, Text):
     """A text in XML.
 
     Args:
@@ -751,18 +763,7 @@ class XmlText(Text):
 
     def __init__(self, text: str = "", attributes: Mapping[str, Value] | None = None) -> None:
         super().__init__(text)
-        self._attributes_made_with = _entries({} if attributes is None else attributes)
-        _claim(self._attributes_made_with.values())
-
-    def _fill(self) -> Filling:
-        made_with, self._attributes_made_with = self._attributes_made_with, {}
-        yield from self._set_keys(made_with)
-        yield from super()._fill()
-
-    @property
-    def attributes(self) -> MutableMapping[str, Any]:
-        """Its own attributes, not its formats."""
-        return _Attributes(self)
+        self._make_with(attributes)
 
 
 class XmlHook(Map):

@@ -35,8 +35,9 @@ class Waiting(NamedTuple):
 
 
 def waiting_in(doc: Doc) -> Waiting:
+    """What a document holds back, of which all that could be put in its place was."""
     ends: dict[int, int] = {}
-    """Up to which clock a client's structs are built on, or there."""
+    """For each client, the clock up to which its structs are there or something builds on them."""
     known: dict[int, list[Range]] = {}
     for client, items in doc._held.items():
         known[client] = [(item.clock, item.clock + item.length) for item in items]

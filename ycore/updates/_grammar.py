@@ -150,7 +150,6 @@ class ParsedUpdate:
         "has_keys",
         "impossible",
         "is_amended",
-        "is_long",
         "neighbours",
         "sections",
         "tidy",
@@ -170,23 +169,21 @@ class ParsedUpdate:
         self.tidy = False
         """Whether `data` can be passed on for this: it says no more, and has the delete ranges in
         this form, too."""
-        self.is_long = False
-        """Whether to go through its structs takes longer than a step."""
         self.has_keys = False
         """Whether any item says that it has a key."""
         self.neighbours: dict[int, int] | None = {}
         """For each other client, the highest clock that an item names as its origin, right origin
         or parent. None if these are too many clients."""
         self.is_amended = False
-        """Whether the right origin of an item was left out that was the item itself."""
+        """Whether a right origin was left out since it named the item itself."""
         self.impossible: list[tuple[int, int, int]] = []
         """Client, first clock and clock after the last of structs with ids that they could not have
         known. Yjs throws on integrating one: it may be added only where it is known already."""
         # While it is read:
         self.bad_id = 0
-        """Where in the struct that is being read an id is that it could not have known, if any."""
+        """The place of an id that the struct being read could not have known; 0 if none is."""
         self.cuts: Clocks = []
-        """Where in `data` begins and ends, in turn, what is to be left out."""
+        """Places in `data`, in turn: where something begins that is left out, and where it ends."""
         self.without_right: Clocks = []
         """Where in `data` items begin whose right origin is to be left out."""
 
@@ -294,7 +291,8 @@ def parse_update(data: bytes, limits: UpdateLimits = NO_LIMITS) -> ParsedUpdate:
         RemoteProtocolError: it is malformed; the message says where.
     """
     update = finish(parse_update_steps(data, limits))
-    for client, clock, _ in update.impossible:
+    if update.impossible:
+        client, clock, _ = update.impossible[0]
         raise impossible(client, clock)
     return update
 
@@ -380,7 +378,6 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
         raise RemoteProtocolError(f"{size - pos} bytes left over after the update")
     update.tidy = tidy
     update.weight = len(update.sections) + len(deletes) + limits.delete_ranges - left
-    update.is_long = structs + update.weight > STEP
     if update.cuts:
         amended = yield from parse_update_steps((yield from _without_cuts(update)), limits)
         amended.is_amended = len(update.without_right) > 0
@@ -480,7 +477,7 @@ def _read_structs(
 
 
 def _cut(update: ParsedUpdate, begin: int, stop: int) -> None:
-    """These bytes are to be left out."""
+    """Note that these bytes are to be left out."""
     if not update.cuts:  # an array takes less: see `Section`
         update.cuts = array("Q")
         update.without_right = array("Q")
@@ -551,8 +548,8 @@ def _skip_id(
 ) -> int:
     """Check an id in an item at `clock`; return where it ends.
 
-    One of the same client must lie before the item, or Yjs throws on integrating it: otherwise its
-    place is noted in `bad_id`. Those of others are noted in `neighbours`.
+    An id of the same client must lie before the item, or Yjs throws on integrating it: if it does
+    not, its place is noted in `bad_id`. Ids of other clients are noted in `neighbours`.
     """
     at = pos
     if data.startswith(own_client, pos):

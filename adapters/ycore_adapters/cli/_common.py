@@ -19,11 +19,11 @@ from ..stores import FileStore, Fsync, SQLiteStore, Store, StoreError
 
 CONTEXT: Final = {"show_default": True, "auto_envvar_prefix": "YCORE"}
 
-_DATABASES: Final = (".db", ".sqlite", ".sqlite3")
 HOLES: Final = 3
 """The exit code if nothing is damaged, but something is held back since what it builds on is
 missing."""
 HOW_TO_FILL: Final = "`ycore repair --fill-holes` gives up on what is missing, and shows the rest"
+_DATABASES: Final = (".db", ".sqlite", ".sqlite3")
 _REFRESH: Final = 0.1
 """Seconds between two changes of what a progress bar shows."""
 
@@ -53,20 +53,9 @@ def store_at(
     """The store at that path.
 
     Raises:
-        click.ClickException: there is none, though there must be.
+        click.ClickException: as `check_data`.
     """
-    is_other_kind = Path.is_dir if is_database(path) else Path.is_file
-    try:
-        if must_exist and not path.exists():
-            raise click.ClickException(f"there are no documents at {path}: say where with --data")
-        is_other = is_other_kind(path)
-    except OSError as exc:
-        raise click.ClickException(f"can't look at {path}: {exc.strerror}") from None
-    if is_other:
-        raise click.ClickException(
-            f"{path} is a {'directory' if is_database(path) else 'file'}: --data takes a directory,"
-            f" or a database whose name ends in {', '.join(_DATABASES)}"
-        )
+    check_data(path, must_exist=must_exist)
     if is_database(path):
         return SQLiteStore(path, fsync=fsync, keep_history=keep_history)
     return FileStore(path, fsync=fsync, keep_history=keep_history, read_only=read_only)
@@ -76,9 +65,34 @@ def is_database(path: Path) -> bool:
     return path.suffix in _DATABASES
 
 
+def check_data(path: Path, *, must_exist: bool) -> None:
+    """
+    Raises:
+        click.ClickException: there is nothing at that path, though there must be, or something else
+            than its name says.
+    """
+    kind, is_other_kind = (
+        ("directory", Path.is_dir) if is_database(path) else ("file", Path.is_file)
+    )
+    try:
+        if must_exist and not path.exists():
+            raise click.ClickException(f"there are no documents at {path}: say where with --data")
+        is_other = is_other_kind(path)
+    except OSError as exc:
+        raise click.ClickException(f"can't look at {path}: {exc.strerror}") from None
+    if is_other:
+        raise click.ClickException(
+            f"{path} is a {kind}: --data takes a directory, or a database whose name ends in "
+            f"{', '.join(_DATABASES)}"
+        )
+
+
 def run(command: Callable[..., Awaitable[None]], *args: Any) -> None:
-    """Run the async part of a command; what a store has to complain about ends it. So does Ctrl-C,
-    at once and not when the command next waits for something: a store survives worse."""
+    """Run the async part of a command. A StoreError ends it with the error's message.
+
+    Ctrl-C ends it at once, not when it next waits for something: that does a store no more harm
+    than a kill, which it is made to survive.
+    """
 
     async def main() -> None:
         in_main = threading.current_thread() is threading.main_thread()

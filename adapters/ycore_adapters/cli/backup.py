@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
 from ..stores import StoreError
 from ..stores.backup import Backup, backup_database
-from ._common import CONTEXT, data_option, is_database, progress
+from ._common import CONTEXT, check_data, counted, data_option, is_database, progress
 
 
 @click.command("backup", context_settings=CONTEXT)
@@ -22,13 +23,12 @@ def backup_store(data: Path, target: Path) -> None:
 
     The exit code is 1 if something is damaged; it is copied all the same.
     """
-    if not data.exists():
-        raise click.ClickException(f"there are no documents at {data}: say where with --data")
+    check_data(data, must_exist=True)
     problems = 0
     try:
         if is_database(data):
             if not is_database(target):
-                raise click.UsageError(f"a database is copied to one: name it *{data.suffix}")
+                raise click.UsageError(f"TARGET will be a database: name it *{data.suffix}")
             problem = backup_database(data, target)
             if problem is not None:
                 problems += 1
@@ -38,12 +38,13 @@ def backup_store(data: Path, target: Path) -> None:
             backup = Backup(data, target)
             with progress("Copying", len(backup.logs)) as bar:
                 for name, problem in backup.rooms():
-                    bar.show(lambda name=name: name)  # type: ignore[misc]
+                    bar.show(partial(str, name))
                     bar.done()
                     if problem is not None:
                         problems += 1
                         click.echo(problem)
-            click.echo(f"{len(backup.logs):,} rooms copied to {target}, {problems:,} damaged")
+            those = counted(len(backup.logs), "room", "rooms")
+            click.echo(f"{those} copied to {target}, {problems:,} damaged")
     except StoreError as exc:
         raise click.ClickException(str(exc)) from None
     if problems:

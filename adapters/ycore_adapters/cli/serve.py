@@ -43,7 +43,7 @@ _ROOMS = Settings()
     default="everysec",
     type=click.Choice(get_args(Fsync)),
     help="When edits are safe from the machine losing power: before anyone else sees them, within "
-    "about a second, or when the system likes. They always survive the server being killed.",
+    "about two seconds, or when the system likes. They always survive the server being killed.",
 )
 @keep_history_option
 @click.option(
@@ -218,18 +218,18 @@ _VOID_WITH: Final = {
 
 
 def _check_none_is_void(context: click.Context) -> None:
-    """Nobody shall think that what they ask for is done, where another option says otherwise. In
-    the environment there may be both: it is set for more than one command.
+    """Refuse an option that has no effect because of another one: somebody counts on it. In the
+    environment there may be both, since it is set for more than one command.
 
     Raises:
-        click.UsageError
+        click.UsageError: there is such an option on the command line.
     """
     for option, void in _VOID_WITH.items():
         for name in void:
             given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
             if given and context.params[option]:
                 raise click.UsageError(
-                    f"{_flag(name)} says nothing with {_flag(option)}: leave one out"
+                    f"{_flag(name)} has no effect with {_flag(option)}: leave one out"
                 )
 
 
@@ -240,7 +240,8 @@ def _flag(name: str) -> str:
 async def _serve_until_signalled(*how: Any) -> None:
     failed: click.ClickException | None = None
     running: list[Server] = []
-    # From before the store is opened until it is closed: nothing is to end the process between.
+    # Signals are received from before the store is opened until after it is closed, so that none
+    # ends the process in between.
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_stop_on_signal, signals, running, tasks.cancel_scope)
@@ -265,7 +266,7 @@ async def _serve(
     limits: DriverSettings,
     hooks: Hooks,
 ) -> None:
-    """Adds the server to those running once it can be stopped."""
+    """Serve, and add the server to those `running` once it can be stopped."""
     async with AsyncExitStack() as stack:
         try:
             listeners = await _listen(host, port, unix, settings.backlog)
@@ -299,7 +300,8 @@ async def _listen(host: str, port: int, unix: Path | None, backlog: int) -> Sequ
 async def _stop_on_signal(
     signals: AsyncIterator[signal.Signals], running: Sequence[Server], starting: anyio.CancelScope
 ) -> None:
-    """The first stops the server, or what comes before it runs; the next has it hurry."""
+    """The first signal stops the server, or cancels what comes before it runs; further ones have
+    the server hurry."""
     hurry = False
     async for _ in signals:
         if running:

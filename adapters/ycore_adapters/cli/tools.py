@@ -16,8 +16,8 @@ from ycore import RemoteProtocolError
 from ycore.doc import Doc, Waiting
 
 from .._formats import explained
+from .._times import when
 from ..stores import RoomCorrupt, Store
-from ..stores._times import when
 from ..stores.tools import (
     Contents,
     compact,
@@ -136,12 +136,12 @@ def _line(room: str, contents: Contents, waiting: Waiting, as_json: bool) -> str
                 "missing": waiting.missing,
             }
         )
-    damaged = "  DAMAGED" if contents.damage else ""
+    notes = "  DAMAGED" if contents.damage else ""
     if waiting.held:
-        damaged += f"  HOLES: {described(waiting)}"
+        notes += f"  HOLES: {described(waiting)}"
     return (
         f"{contents.updates:>9,} updates {contents.bytes:>13,} bytes, merged {size:>12,}  "
-        f"{'never' if contents.last is None else when(contents.last):25}  {quoted(room)}{damaged}"
+        f"{'never' if contents.last is None else when(contents.last):25}  {quoted(room)}{notes}"
     )
 
 
@@ -220,10 +220,10 @@ def repair_rooms(data: Path, rooms: tuple[str, ...], keep_little: bool, fill: bo
             await _must_exist(store, data, *rooms)
             with progress("Repairing", len(rooms)) as bar:
                 for room in rooms:
-                    before = await _read(store, room, bar)
-                    if before.damage:
+                    contents = await _read(store, room, bar)
+                    if contents.damage:
                         try:
-                            where = await repair(store, room, before, keep_little=keep_little)
+                            where = await repair(store, room, contents, keep_little=keep_little)
                         except RoomCorrupt as exc:
                             left += 1
                             click.echo(str(exc))
@@ -231,14 +231,14 @@ def repair_rooms(data: Path, rooms: tuple[str, ...], keep_little: bool, fill: bo
                             bar.done()
                             continue
                         click.echo(
-                            f"{quoted(room)}: repaired: {before.kept_updates:,} updates of "
-                            f"{before.kept:,} bytes are kept, {before.lost:,} bytes could not "
+                            f"{quoted(room)}: repaired: {contents.kept_updates:,} updates of "
+                            f"{contents.kept:,} bytes are kept, {contents.lost:,} bytes could not "
                             f"be read; as it was, it is in {where}"
                         )
-                        before = await _read(store, room, bar)
-                    elif not (fill and before.waiting().held):
+                        contents = await _read(store, room, bar)
+                    elif not (fill and contents.waiting().held):
                         click.echo(f"{quoted(room)}: nothing is damaged, left as it is")
-                    has_holes |= await _mind_holes(store, room, before, fill=fill)
+                    has_holes |= await _mind_holes(store, room, contents, fill=fill)
                     await store.release(room)
                     bar.done()
         if left or (has_holes and fill):

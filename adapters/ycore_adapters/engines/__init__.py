@@ -26,11 +26,10 @@ Make a `pycrdt.Doc` with `skip_gc=True`: without it, it once crashed the process
 fault) in 600 random sessions of edits on both sides, and not in 2,600 with it. From here nothing
 can be done about that, nor be seen how a document was made.
 
-Places in a text of pycrdt are counted in bytes of UTF-8: what comes behind "é" is at 2, and
-`len("é")` is no place in it but `len("é".encode())` is. Given one in the midst of a character,
-pycrdt makes an item that names itself, or one from elsewhere, as its neighbour (Yjs throws on the
-first, too), or it panics: the binding ends. With places between characters, and with all of a
-`YDoc`, which counts characters, it goes on whatever the text is.
+pycrdt counts places in a text in bytes of UTF-8: what comes behind "é" is at 2, so count with
+`len("é".encode())`, not `len("é")`. Given a place in the midst of a character, pycrdt panics, or it
+makes an item whose neighbour is that item itself, on which Yjs throws, or some unrelated one: then
+the binding ends. Between characters any place will do. A `YDoc` counts characters.
 
 Reading is between you and the engine: y-py panics on XML fragments that are not roots, for one.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final
 
+from ._owned import identity
 from .interface import StoreUnavailable
 
 if sys.platform != "win32":
@@ -47,7 +48,7 @@ class Claim:
         except FileNotFoundError:
             pass
         else:
-            if (found.st_dev, found.st_ino) in _ours:
+            if identity(found) in _ours:
                 raise in_use
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -59,7 +60,7 @@ class Claim:
             os.close(self._fd)
             raise
         found = os.fstat(self._fd)
-        self._identity = found.st_dev, found.st_ino
+        self._identity = identity(found)
         self.names = found.st_nlink
         """How many the file has, as far as its file system knows."""
         _ours.add(self._identity)

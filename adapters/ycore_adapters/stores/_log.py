@@ -14,9 +14,9 @@ random salt, so that no payload can hold bytes that pass for a record.
 
 A writer that died, or a power cut, leaves a torn tail: its last record ends with the file before it
 is complete, or blocks of it were never written and are zeros; and no whole record is behind it.
-Whatever else is broken is damage, and never skipped unsaid: a sound head with a payload that is all
-there and is another, a head that is neither cut off nor zeros, bad bytes with a whole record after
-them. A snapshot is never torn, for it was synced before its file took the log's name.
+Whatever else is broken is damage, and never skipped unsaid: a sound head whose payload is complete
+and does not match its checksum, a head that is neither cut off nor zeros, bad bytes with a whole
+record after them. A snapshot is never torn, for it was synced before its file took the log's name.
 
 A header that is damaged takes no record with it: the salt is also in its checksum, and in those of
 the records, whose starting value can be computed (`recover`).
@@ -157,8 +157,8 @@ def recover(data: Buffer, name: str) -> tuple[int, int]:
     """What can be told of a log of that name whose header is damaged: the salt, and where the
     records begin.
 
-    The salt may be what is broken, or the checksum that tells it, or the first record: one of them
-    does, if a record is left that is whole.
+    Three places tell the salt, and each may be damaged: the salt's own, the header's checksum and
+    the first record's head. They are tried in turn, until a whole record is found with one.
     """
     raw = name.encode("utf-8", "surrogatepass")
     before, after = _HEADER.pack(MAGIC, VERSION, 0, len(raw))[:10], _INT.pack(len(raw)) + raw
@@ -257,7 +257,7 @@ def _was_not_written(data: Buffer, start: int, stop: int) -> bool:
 
 
 def _decode_head(data: Buffer, pos: int, salt: int) -> tuple[int, int, int, int] | None:
-    """The fields of a record, but for the last."""
+    """The length, kind, time and payload's checksum of a record; None if its head is broken."""
     head = data[pos : pos + HEAD_SIZE]
     if (
         len(head) < HEAD_SIZE

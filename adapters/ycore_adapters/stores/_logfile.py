@@ -35,6 +35,7 @@ import anyio
 from ycore import RemoteProtocolError, StructStore
 from ycore.updates import parse_update
 
+from .._times import when
 from ._log import (
     HEAD_SIZE,
     Damaged,
@@ -50,7 +51,6 @@ from ._log import (
 )
 from ._owned import failed, identity, translated
 from ._past import Until
-from ._times import when
 from .interface import HistoryNotKept, RoomCorrupt, RoomNotFound, StoredUpdate, StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def sync_path(path: Path) -> None:
         os.close(fd)
 
 
-def _open_to_read(path: Path) -> int:
+def open_to_read(path: Path) -> int:
     """
     Raises:
         OSError: it can't be read, or is a pipe, say: to open or read that might wait for ever.
@@ -147,7 +147,7 @@ class Reading:
                 yield from self._records_of(self._fd)
                 return
             try:
-                fd = _open_to_read(self._path)
+                fd = open_to_read(self._path)
             except FileNotFoundError:
                 raise RoomNotFound(f"there is no {self._path}") from None
             try:
@@ -689,7 +689,7 @@ class LogFile:
                 os.mkdir(directory, 0o750)
             sync_path(directory.parent)
         # An earlier try may have got as far as this, and no further.
-        if not past or os.stat(past[-1]).st_ino != os.stat(self.path).st_ino:
+        if not past or identity(os.stat(past[-1])) != identity(os.stat(self.path)):
             number = int(past[-1].name) + 1 if past else 1
             os.link(self.path, directory / f"{number:08}")
         sync_path(self.path)  # nobody will do that any more

@@ -145,7 +145,8 @@ class OwnedStore(Store):
     async def _take_lock_again(self) -> None:
         """
         Raises:
-            StoreInUse: for good, even if that process ends: what it did there, we don't know.
+            StoreInUse: another process owns it now. This one never will again, even if the other
+                ends: what that did there is not known here.
         """
         told = self._not_owned
         self._not_owned = f"{self._what} can't be used: somebody removed {self._lock_file}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ._log import HEADER_SIZE, LogError, decode_header
-from ._logfile import PAST, SUFFIX, Beside, Reading, sync_path
+from ._logfile import PAST, SUFFIX, Beside, Reading, open_to_read, sync_path
 from ._names import room_name
 from ._owned import failed, identity, translated
 from .interface import RoomNotFound, StoreUnavailable
@@ -43,9 +43,7 @@ class Backup:
 
     def __init__(self, source: Path, target: Path) -> None:
         self._target = target
-        self._copy = target.with_name(target.name + _UNFINISHED)
-        _expect_nothing(target)
-        _expect_nothing(self._copy)
+        self._copy = _unfinished(target)
         with translated(f"can't read {source}"):
             self.logs = sorted(path for path in source.iterdir() if path.suffix == SUFFIX)
 
@@ -93,7 +91,7 @@ class Backup:
             FileNotFoundError: the room was replaced, or deleted.
         """
         copy = self._copy / path.name
-        fd = os.open(path, os.O_RDONLY)
+        fd = open_to_read(path)
         try:
             log = os.fstat(fd)
             earlier = self._past(path, identity(log))
@@ -106,7 +104,7 @@ class Backup:
             directory.mkdir(0o750)
             for file in earlier:
                 past.append(directory / file.name)
-                fd = os.open(file, os.O_RDONLY)
+                fd = open_to_read(file)
                 try:
                     _copy(fd, os.fstat(fd).st_size, past[-1])
                 finally:
@@ -128,9 +126,19 @@ class Backup:
         return earlier
 
 
-def _expect_nothing(path: Path) -> None:
-    if path.exists():
-        raise StoreUnavailable(f"there is something at {path} already: remove it, or name another")
+def _unfinished(target: Path) -> Path:
+    """What a copy is called until all of it is there.
+
+    Raises:
+        StoreUnavailable: there is something of either name, or that can't be told.
+    """
+    with translated(f"can't look at {target}"):
+        if not target.exists():
+            path = target.with_name(target.name + _UNFINISHED)
+            if not path.exists():
+                return path
+            target = path
+    raise StoreUnavailable(f"there is something at {target} already: remove it, or name another")
 
 
 def _copy(fd: int, size: int, to: Path) -> None:
@@ -171,9 +179,7 @@ def backup_database(source: Path, target: Path) -> str | None:
         RoomNotFound: there is no database.
         StoreUnavailable: it can't be read, or the copy not be written.
     """
-    unfinished = target.with_name(target.name + _UNFINISHED)
-    _expect_nothing(target)
-    _expect_nothing(unfinished)
+    unfinished = _unfinished(target)
     if not source.exists():
         raise RoomNotFound(f"there is no {source}")
     with translated(f"can't make {target}"):

@@ -3,7 +3,7 @@
 What is promised, by `fsync` policy, once `append` has returned (compare Redis's `appendfsync`):
 
     always    it survives the machine losing power
-    everysec  it survives the process being killed; of power loss, all but the last second or so
+    everysec  it survives the process being killed; of power loss, all but the last two seconds
     never     it survives the process being killed; of power loss, what the system had written
 
 A batch of updates is one write. What a dead writer left behind the last whole record is cut off

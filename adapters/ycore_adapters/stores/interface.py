@@ -176,8 +176,8 @@ class Store(ABC):
         return 0.0
 
     async def check_history(self, room: str) -> list[str]:
-        """What is wrong, in words, with what is kept of a room beside what `load` gives without a
-        time: with what it was before it was compacted.
+        """What is wrong, in words, with the history that is kept of a room: with what it was before
+        it was compacted, which `load` without a time does not read.
 
         Raises:
             StoreUnavailable
@@ -185,7 +185,7 @@ class Store(ABC):
         return []
 
     async def nameless(self) -> list[str]:
-        """What is stored and can't be told which room it is of, in words.
+        """What is stored of rooms whose names can't be told, in words.
 
         Raises:
             StoreUnavailable

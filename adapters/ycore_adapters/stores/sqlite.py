@@ -24,17 +24,17 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import time_ns
+from time import monotonic, time_ns
 from typing import Final, NamedTuple, TypeVar
 from zlib import crc32
 
 import anyio
 from anyio import to_thread
 
+from .._times import when
 from ._identity import Claim
 from ._owned import Fsync, OwnedStore
 from ._past import Until
-from ._times import when
 from .interface import (
     HistoryNotKept,
     RoomCorrupt,
@@ -69,15 +69,15 @@ CREATE TABLE updates (
     crc INTEGER NOT NULL,  -- CRC-32 of data and metadata
     PRIMARY KEY (room, id)
 ) WITHOUT ROWID;
-CREATE TABLE damaged AS SELECT *, 0 AS put_aside FROM updates;  -- by a repair, when
+CREATE TABLE damaged AS SELECT *, 0 AS put_aside FROM updates;  -- rooms before a repair
 """
 _SYNCHRONOUS: Final[dict[Fsync, str]] = {"always": "FULL", "everysec": "NORMAL", "never": "OFF"}
 _READ_BYTES: Final = 1024 * 1024
 """How many bytes of updates are read in one go."""
 _OPEN_SECONDS: Final = 5.0
-"""For how long opening waits for another program that has the database locked,"""
+"""For how long opening waits for another program that has the database locked."""
 _BUSY_SECONDS: Final = 1.0
-"""and for how long a call does, if the one before it did not wait in vain."""
+"""For how long a call waits for such a program, unless the call before it waited in vain."""
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
@@ -92,9 +92,9 @@ class _Used:
     read_to: int | None = None
     """The id up to which all its updates were read, or written here; None if it was not loaded."""
     bytes: int = 0
-    """Of its updates from the last snapshot on,"""
+    """How long its updates are from the last snapshot on."""
     snapshot_bytes: int = 0
-    """and of that snapshot."""
+    """How long that snapshot is."""
     refused: str | None = None
     """Why its last append failed, if it did."""
     has_foreign: bool = False
@@ -158,7 +158,8 @@ class SQLiteStore(OwnedStore):
         self._used: dict[str, _Used] = {}
         self._patience = _OPEN_SECONDS
         """For how long SQLite waits for others now."""
-        self._unsynced: set[str] = set()
+        self._unsynced: dict[str, float] = {}
+        """Rooms of which something is not synced, and since when, in monotonic seconds."""
         self._failure: str | None = None
         """Why syncing failed, since it does."""
 
@@ -256,12 +257,17 @@ class SQLiteStore(OwnedStore):
 
     def problems(self) -> Mapping[str, str]:
         problems = {} if self._failure is None else dict.fromkeys(self._unsynced, self._failure)
-        for room, used in self._used.items():
+        for room, used in tuple(self._used.items()):  # threads add to them
             if used.has_foreign:
                 problems[room] = self._foreign(room)
             if used.refused is not None:
                 problems[room] = used.refused
         return problems
+
+    def unsynced(self) -> float:
+        if self.fsync != "everysec" or not self._unsynced:
+            return 0.0
+        return monotonic() - min(self._unsynced.values())
 
     def _foreign(self, room: str) -> str:
         return f"{self.path}: another program has written to the room {room!r}, while it was open"
@@ -273,7 +279,7 @@ class SQLiteStore(OwnedStore):
     # -- in threads
 
     async def _run(self, do: Callable[..., T], *args: object) -> T:
-        """Read something, for which nobody who writes is waited for."""
+        """Read something. That waits for no program that writes."""
         async with self._lock:
             return await to_thread.run_sync(partial(self._do, "BEGIN", do, *args))
 
@@ -398,7 +404,7 @@ class SQLiteStore(OwnedStore):
                     used = self._used.setdefault(room, _Used())
                     used.wrote(before, last)
                     used.bytes, used.snapshot_bytes = size, snapshot_size
-                    self._unsynced.add(room)
+                    self._unsynced.setdefault(room, monotonic())
             for append in appends:
                 append.error = error
                 append.done = True
@@ -465,7 +471,7 @@ class SQLiteStore(OwnedStore):
         ).fetchone()
         if used.read_to is not None:
             used.read_to = max(used.read_to, snapshot)
-        self._unsynced.add(room)
+        self._unsynced.setdefault(room, monotonic())
 
     def _delete(self, db: sqlite3.Connection, room: str) -> None:
         key, _ = self._room(db, room)
@@ -506,9 +512,8 @@ class SQLiteStore(OwnedStore):
         """Make durable what was committed."""
         if self.fsync == "everysec":
             async with self._lock:
-                rooms = set(self._unsynced)
                 await to_thread.run_sync(self._checkpoint, "PASSIVE")
-                self._unsynced -= rooms
+                self._unsynced.clear()
         else:
             self._unsynced.clear()
         self._failure = None

@@ -415,7 +415,7 @@ async def history_outlives_compaction(open_store: Open) -> None:
 
 
 @_case(_WITH_HISTORY)
-async def nor_does_it_when_the_room_was_compacted(open_store: Open) -> None:
+async def a_clock_that_was_set_back_leaves_no_gap_in_a_compacted_room(open_store: Open) -> None:
     async with open_store() as store:
         for time in (10, 1000, 20, 30, 2000):
             await store.append("r", _at(time, b"%d" % time))

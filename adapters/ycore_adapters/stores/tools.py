@@ -26,9 +26,9 @@ __all__ = [
 ]
 
 _TOLD: Final = 5
-"""Of how many clients, or ranges of clocks, one is told at most."""
+"""How many clients, or ranges of clocks, a message names at most."""
 _FOREVER: Final = 2.0**40
-"""A time that nothing stored is behind."""
+"""A time that is later than that of anything stored."""
 _SET_BACK: Final = 60.0
 """By how many seconds times must go back for the clock to have been set. (What is stored while a
 snapshot is made comes behind that, and may be a little older.)"""
@@ -52,13 +52,13 @@ class Contents:
     """How many bytes are of updates that are well-formed."""
     kept_updates: int = 0
     shown_from: float | None = None
-    """If later updates are marked with a time before the one asked for, as the clock was set back:
-    from which time on they are in it."""
+    """If the clock was set back, so that updates are left out that bear a time before the one
+    asked for: the time from which on they are in the document."""
 
     def waiting(self) -> Waiting:
-        """What of the document is held back, as something that it builds on is missing: by whatever
-        wrote it, since nothing is lost here unsaid. Takes as long as opening the document, if there
-        is something."""
+        """What of the document is held back, since something that it builds on is missing: whatever
+        wrote it has lost that, for ycore loses nothing unsaid. If something is held back, this
+        takes as long as opening the document."""
         return Doc.view(self.document).waiting if self.document.behind() else Waiting({}, {})
 
 
@@ -116,6 +116,7 @@ async def read(
 
 
 async def _shown_from(store: Store, room: str, at: float) -> float | None:
+    """See `Contents.shown_from`."""
     latest = at
     found = None
     async with aclosing(store.load(room, at=_FOREVER)) as updates:
@@ -174,8 +175,8 @@ async def repair(store: Store, room: str, contents: Contents, *, keep_little: bo
 
 
 async def fill_holes(store: Store, room: str, waiting: Waiting) -> str:
-    """Take what is missing of a room for collected, so that as much as can be of what waits for it
-    is shown. Returns where the room is now as it was.
+    """Put collected structs in the place of those that a room is missing, so that what waits for
+    them is shown as far as it can be. Returns where the room as it was is now.
 
     Raises:
         RoomNotFound, StoreUnavailable: nothing has changed.

@@ -10,4 +10,4 @@ def when(time: float) -> str:
     """Seconds since 1970 as local time, to the second."""
     with suppress(ValueError, OverflowError, OSError):  # a clock may have been very wrong
         return datetime.fromtimestamp(time).astimezone().isoformat(" ", "seconds")
-    return f"second {time} of 1970"
+    return f"{time} seconds after 1970 began"
