@@ -737,7 +737,9 @@ class Room:
     def _charge(self, member: Member, size: int, now: float) -> None:
         """A member was given an answer of so many bytes."""
         cost = max(size, _LEAST_ANSWER) + _ANSWER_PER_AUTHOR * self.store.authors
-        member._asks_until = max(member._asks_until, now) + cost / self.settings.answer_bytes
+        # One answer alone, however long, is never too much.
+        ahead = min(cost / self.settings.answer_bytes, _ANSWERS_AHEAD)
+        member._asks_until = max(member._asks_until, now) + ahead
 
     def _snapshot_steps(self, now: float) -> Steps[list[bytes]]:
         if self._snapshot is None:
@@ -762,7 +764,7 @@ class Room:
                     effects.append(Send(PermissionDenied(reason).encode(), (member,)))
             return True
         limit = self.settings.max_document_bytes
-        if self.store.size > limit and not self.store.knows_structs(update):
+        if self.store.size > limit and not self.store.only_deletes(update):
             self.counters.refused_updates += 1
             reason = f"the document is full: it takes more than {limit} bytes"
             effects += self._dismiss(member, CloseCode.TOO_LARGE, reason, now)
@@ -771,10 +773,9 @@ class Room:
             new = self.store.add(update)
         except RemoteProtocolError as exc:
             self.counters.bad_frames += 1
-            effects += self._dismiss(member, exc.close_code, str(exc), now)
+            effects += self._dismiss(member, exc.refusal, str(exc), now)
             return True
-        # What is known already may be one of those that are not stored yet.
-        if self.store.is_settled(update) and (new is not None or not self._unsent):
+        if self.store.is_settled and not self._unsent:
             self._announce(member, update, new, effects)
             return True
         self._unsent.append(_Unsent(member, update, new))

@@ -175,7 +175,14 @@ def test_a_batch_of_which_blocks_were_never_written_is_torn(fill: int, lost: lis
         assert error is None
         return
     assert payloads[-first:] == BATCH[:first] or not first
-    expected = Damaged if any(intact[first:]) else TornTail
+    zeros = next(
+        begin
+        for block in range(len(data) // BLOCK + 1)
+        if (begin := max(block * BLOCK, bounds[first])) < (block + 1) * BLOCK
+        and not data[begin : (block + 1) * BLOCK].strip(b"\0")
+    )
+    is_tear = not any(intact[first:]) and not data[zeros:].strip(b"\0")
+    expected = TornTail if is_tear else Damaged
     assert told(error) == (expected, bounds[first])
 
 

@@ -1051,7 +1051,7 @@ def test_a_struct_that_cannot_be_is_refused_unless_it_is_known(room: Room) -> No
         "010400080400000b002800000b0161017fc600030004046c696e6b0474727565860004046c696e6b046e756c6c00"
     )
     author, other = enter(room), enter(room)
-    assert plain(room.receive(author, edit(wrong), now=0)) == [("close", author, 1007)]
+    assert plain(room.receive(author, edit(wrong), now=0)) == [("close", author, 4400)]
     room.receive(other, edit(update({(0, 0): [item(text("hello, world"))]})), now=0)
     assert room.receive(other, edit(wrong), now=0) == []
     assert room.counters.bad_frames == 1
@@ -1063,7 +1063,7 @@ def test_of_a_heavy_update_with_an_impossible_struct_nothing_is_added(room: Room
     sections = {(client, 0): [gc(1)] for client in range(1, 5000)}
     bad = item(text("a"), parent=(9000, 5))
     assert taken_in(room, author, Frame(edit(update(sections | {(9000, 0): [bad]}))))[0] == [
-        ("close", author, 1007)
+        ("close", author, 4400)
     ]
     assert room.store.encode() == EMPTY
 
@@ -1117,6 +1117,32 @@ def test_a_value_that_waits_is_looked_at_when_it_can_be(room: Room) -> None:
     ]
 
 
+def test_what_it_wakes_is_settled_before_it_is_shown(room: Room) -> None:
+    """Members have it already: shown what they wait for, they would put all of it in its place."""
+    author, other = enter(room), enter(room)
+    values = [item(text("ab"), origin=(1, 0) if i == 0 else (2, 2 * i - 1)) for i in range(6000)]
+    inside = item(anys(9), origin=(2, 11_998))
+    room.receive(author, edit(update({(2, 0): [*values, inside]})), now=0)
+    frame = Frame(edit(VALUE))
+    assert room.receive(author, frame, now=0) == []
+    gone = update({}, {1: [(0, 1)]})
+    effects = plain(room.receive(other, edit(gone), now=0))
+    effects += taken_in(room, author, frame)[0]
+    kinds = [effect for effect in effects if effect[0] == "persist"]
+    assert kinds[-2:] == [("persist", VALUE), ("persist", gone)]
+    assert explode(kinds[0][1]).deletes == {(2, 11_998)}
+
+
+def test_what_is_behind_a_hole_does_not_count_as_known(room: Room) -> None:
+    """It would make way for the impossible struct, on which Yjs throws."""
+    author, other = enter(room), enter(room)
+    assert room.receive(author, edit(bytes.fromhex("01011405040101740361626300")), now=0)
+    stored = room.store.encode()
+    impossible = bytes.fromhex("0102140404010174017a8414640361626300")
+    assert plain(room.receive(other, edit(impossible), now=0)) == [("close", other, 4400)]
+    assert room.store.encode() == stored
+
+
 LONG = [item(anys(1), key="k")]
 LONG += [item(text("xy"), origin=(9, max(2 * i - 1, 0))) for i in range(9000)]
 LONG_UPDATE = update({(9, 0): LONG})
@@ -1147,9 +1173,12 @@ def check_shown(effects: list[Any], to: list[Any]) -> None:
 def test_a_long_update_is_settled_step_by_step_before_it_is_shown(room: Room) -> None:
     author, other = enter(room), enter(room)
     frame = begun(room, author)
-    # Meanwhile others go on.
-    assert ("persist", A) in plain(room.receive(other, edit(A), now=0))
-    assert ("send", ("update", LONG_UPDATE), [other]) in taken_in(room, author, frame)[0]
+    behind = Frame(edit(A))  # somebody types meanwhile
+    assert room.receive(other, behind, now=0) == []
+    effects = taken_in(room, author, frame)[0]
+    check_shown(effects, [other])
+    assert effects[-2:] == [("persist", A), ("send", ("update", A), [author])]
+    assert taken_in(room, other, behind)[0] == []
     assert explode(room.store.encode()).deletes == LONG_RESTS
     assert not room.has_unsent
 
@@ -1241,10 +1270,15 @@ def test_a_text_is_taken_in_at_once_however_long(room: Room) -> None:
 def test_a_full_document_can_still_be_emptied() -> None:
     room = Room("doc", settings=Settings(max_document_bytes=100))
     author = enter(room)
-    room.receive(author, edit(A), now=0)
-    for fine in (update({}, {1: [(0, 1)]}), update({(1, 0): [item(text("a"))]}, {1: [(1, 1)]})):
+    word = {(1, 0): [item(text("ab"))]}
+    room.receive(author, edit(update(word)), now=0)
+    for fine in (update({}, {1: [(0, 1)]}), update(word, {1: [(1, 1)]})):
         assert plain(room.receive(author, edit(fine), now=0))[0][0] == "persist"
-    assert plain(room.receive(author, edit(B), now=0)) == [("close", author, 4413)]
+    for bad in (update({}, {1: [(1, 9)]}), update({}, {3: [(0, 1)]})):
+        other = enter(room)
+        assert plain(room.receive(other, edit(bad), now=0))[0] == ("close", other, 4413)
+    new = update({(1, 2): [gc(1)]})
+    assert plain(room.receive(author, edit(new), now=0))[0] == ("close", author, 4413)
 
 
 def test_a_bad_end_undoes_a_long_beginning(room: Room) -> None:

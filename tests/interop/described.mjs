@@ -18,7 +18,7 @@ const canonical = value => {
   return ['object', sortedEntries(Object.entries(value)).map(([key, item]) => [key, canonical(item)])]
 }
 
-const canonicalType = type => {
+export const canonicalType = type => {
   const entries = entries => sortedEntries(entries).map(([key, value]) => [key, canonical(value)])
   const attributes = () => entries(Object.entries(type.getAttributes()))
   // Subclasses first.

@@ -3,7 +3,7 @@
  * one answer a line on stdout, or {error}. Updates and state vectors are base64.
  */
 import { createInterface } from 'node:readline'
-import { deleteRanges, describe, stateVector, structRanges } from './described.mjs'
+import { canonicalType, deleteRanges, describe, stateVector, structRanges } from './described.mjs'
 import * as Y from 'yjs'
 import { VERSIONS, load, makeHonestSession } from './oracle_honest.mjs'
 import { edit, makeSession } from './oracle_sessions.mjs'

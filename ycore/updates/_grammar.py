@@ -37,6 +37,7 @@ import heapq
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, TypeAlias
 
 from ..errors import CloseCode, RemoteProtocolError
@@ -234,7 +235,7 @@ def _without_cuts(update: ParsedUpdate) -> Steps[bytes]:
         if not turn % STEP:
             yield
     nowhere = len(data)
-    bounds = iter((*update.cuts, nowhere, nowhere))
+    bounds = chain(update.cuts, (nowhere, nowhere))
     begin, stop = next(bounds), next(bounds)
     sections = 0
     out = bytearray()

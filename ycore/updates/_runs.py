@@ -242,23 +242,30 @@ class Run:
     def cut(self, low: int, high: int) -> Run:
         """A new run with what this one has from clock `low` to clock `high`, both inside it."""
         out = Run(self.client, low)
-        i = bisect_right(self.ends, low)
+        first = bisect_right(self.ends, low)
         last = bisect_left(self.ends, high)
-        while i <= last:
-            begin = self.begin_of(i)
-            offset = self.offsets[i]
-            stop = self.offsets[i + 1] if i + 1 < len(self.offsets) else len(self.raw)
-            if begin < low or self.ends[i] > high:
-                piece = _cut(
-                    self.raw, offset, self.client, begin, max(low, begin), min(high, self.ends[i])
-                )
-            else:
-                piece = bytes(self.raw[offset:stop])
-            out.offsets.append(len(out.raw))
-            out.raw += piece
-            out.ends.append(min(high, self.ends[i]))
-            i += 1
+        if self.begin_of(first) < low or self.ends[first] > high:
+            out._append_part(self, first, low, high)
+            first += 1
+        behind = last + 1 if self.ends[last] == high else last
+        if first < behind:
+            begin = self.offsets[first]
+            stop = self.offsets[behind] if behind < len(self.offsets) else len(self.raw)
+            shift = len(out.raw) - begin
+            out.offsets.extend([offset + shift for offset in self.offsets[first:behind]])
+            out.raw += self.raw[begin:stop]
+            out.ends.extend(self.ends[first:behind])
+        if first <= last and self.ends[last] > high:
+            out._append_part(self, last, low, high)
         return out
+
+    def _append_part(self, other: Run, i: int, low: int, high: int) -> None:
+        """Append what of struct i of another run is from clock `low` to clock `high`."""
+        begin, end = other.begin_of(i), other.ends[i]
+        low, high = max(begin, low), min(end, high)
+        self.offsets.append(len(self.raw))
+        self.raw += _cut(other.raw, other.offsets[i], self.client, begin, low, high)
+        self.ends.append(high)
 
     def chunks_from(self, low: int, most: int) -> tuple[int, list[bytes | memoryview], int]:
         """The bytes of the structs from clock `low`, inside this run, on: at least of one, and no

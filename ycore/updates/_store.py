@@ -181,7 +181,7 @@ class StructStore:
         """
         parsed = update if isinstance(update, ParsedUpdate) else parse_update(bytes(update))
         for client, start, end in parsed.impossible:
-            if self._clients.get(client) is None or _gaps(self._clients[client], start, end):
+            if end > self._settled_end(client):  # what is behind a hole may be replaced yet
                 raise impossible(client, start)
         all_new = parsed.tidy
         has_hole = False
@@ -271,6 +271,16 @@ class StructStore:
                 return False
         return True
 
+    def only_deletes(self, update: ParsedUpdate) -> bool:
+        """Whether all that an update may bring is deletes of structs that are known."""
+        if not self.knows_structs(update):
+            return False
+        for client, ranges in update.deletes.items():
+            runs = self._clients.get(client)
+            if runs is None or ranges[-1][1] > runs[-1].end:
+                return False
+        return True
+
     def _delete(self, client: int, ranges: list[Range]) -> list[Range]:
         """Add delete ranges of a client, and return what of them was new."""
         deletes = self._deletes.get(client)
@@ -344,7 +354,7 @@ class StructStore:
         if values is not None:
             i = bisect_left(values, (clock, 0)) - 1
             if i >= 0 and clock < values[i][1]:
-                self._delete_rest(client, *values.pop(i))
+                self._delete_rest(client, *values[i])
 
     def _delete_rest(self, client: int, begin: int, end: int) -> None:
         """Delete all of a value but its last clock."""
@@ -383,10 +393,11 @@ class StructStore:
                     del self._waiting[client]
         return bool(self._unsettled)
 
-    def is_settled(self, update: ParsedUpdate) -> bool:
-        """Whether nothing is left to `settle` of the clients of an update that was added."""
-        unsettled = self._unsettled
-        return not unsettled or all(s.client not in unsettled for s in update.sections)
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to `settle`. Before that nobody may be shown what was added: it
+        may wake what others have already, and that may have values to be cut."""
+        return not self._unsettled
 
     def _settled_end(self, client: int) -> int:
         """The clock up to which a client's structs are settled."""

@@ -13,7 +13,7 @@ Integers are little-endian. `time` is milliseconds since 1970. `crc` covers the 
 random salt, so that no payload can hold bytes that pass for a record.
 
 A writer that died, or a power cut, leaves a torn tail: its last record ends with the file before it
-is complete, or blocks of it were never written and are zeros; and no whole record is behind it.
+is complete, or all of it from some block on is zeros; and no whole record is behind it.
 Whatever else is broken is damage, and never skipped unsaid: a sound head whose payload is complete
 and does not match its checksum, a head that is neither cut off nor zeros, bad bytes with a whole
 record after them. A snapshot is never torn, for it was synced before its file took the log's name.
@@ -245,14 +245,16 @@ def _may_be_torn(data: Buffer, pos: int, salt: int) -> bool:
 
 def _was_not_written(data: Buffer, start: int, stop: int) -> bool:
     """Whether of what begins at `start` a block, or the part of it that is behind `start`, is all
-    zeros, as a file system leaves it that made the file longer and has not written it yet."""
+    zeros, and so is everything behind that: as a file system leaves it that made the file longer
+    and has not written it yet. It may have written a later block first; but so may look an edit
+    with zeros in it, one bit of which is wrong, so somebody has to look at that."""
     size = len(data)
     for block in range(start - start % _BLOCK, stop, _BLOCK):
         begin, end = max(block, start), min(block + _BLOCK, size)
         if begin > start and end == size < begin + _FEW_ZEROS:
             return False
         if not data[begin:end].strip(b"\0"):
-            return True
+            return _is_blank(data[begin:])
     return False
 
 

@@ -757,7 +757,8 @@ class LogFile:
         directory = self.path.with_suffix(_DAMAGED)
         with translated(f"can't make {directory}"):
             os.makedirs(directory, 0o750, exist_ok=True)
-            return directory / str(len(os.listdir(directory)) + 1)
+            numbers = [int(name) for name in os.listdir(directory) if name.isdigit()]
+            return directory / str(max(numbers, default=0) + 1)
 
     def delete(self) -> None:
         self._check_writable()

@@ -185,7 +185,7 @@ class SQLiteStore(OwnedStore):
         millis = None if at is None else round(at * 1000)
         until = Until(millis)
         key, first = await self._run(self._begin, room, millis)
-        damage: list[int] = []
+        damage: list[tuple[int, int]] = []
         found = False
         is_all = False
         while not is_all:
@@ -194,10 +194,11 @@ class SQLiteStore(OwnedStore):
                 found = True
                 yield update
         if damage:
-            which = ", ".join(map(str, damage))
+            which = ", ".join(str(number) for number, _ in damage)
             raise RoomCorrupt(
                 f"{self.path}: of the room {room!r} these updates can't be read: {which}. "
-                "`ycore repair` keeps the others"
+                "`ycore repair` keeps the others",
+                sum(size for _, size in damage),
             )
         if at is None:
             self._used.setdefault(room, _Used()).read_to = max(first - 1, 0)
@@ -364,7 +365,12 @@ class SQLiteStore(OwnedStore):
         return key, 0
 
     def _read(
-        self, db: sqlite3.Connection, key: int, first: int, until: Until, damage: list[int]
+        self,
+        db: sqlite3.Connection,
+        key: int,
+        first: int,
+        until: Until,
+        damage: list[tuple[int, int]],
     ) -> tuple[list[StoredUpdate], int, bool]:
         """Some updates, where the next ones begin, and whether these were all."""
         batch = []
@@ -378,7 +384,7 @@ class SQLiteStore(OwnedStore):
             for number, time, data, metadata, crc in rows:
                 first = number + 1
                 if crc != _crc(data, metadata):
-                    damage.append(number)
+                    damage.append((number, len(data)))
                 elif until.has(time, is_snapshot=bool(number % 2)):
                     batch.append(StoredUpdate(data, time / 1000, metadata))
                 size += len(data)
