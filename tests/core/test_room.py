@@ -1228,6 +1228,7 @@ def test_who_is_stalled_meanwhile_gets_it_when_the_others_had_it(room: Room) -> 
     room.receive(author, edit(A), now=0)
     frame = begun(room, author)
     room.stall(slow, now=0)
+    assert (room.is_stalled(slow), room.is_stalled(other)) == (True, False)
     assert room.resume(slow) == []
     room.stall(slow, now=0)
     effects, _ = taken_in(room, author, frame)

@@ -778,3 +778,41 @@ def test_a_diff_that_pauses_keeps_no_run_from_growing() -> None:
     next(diff)
     store.add(update({(1, 5): [item(binary(b"y"))]}))
     assert finish(diff)
+
+
+def test_of_an_overlapping_section_the_parts_in_between_are_taken() -> None:
+    """Of the first struct and of the last, or of the only one, just what is new."""
+    store = filled(update({(1, 0): [gc(2)], (2, 8): [item(text("ij"))]}))
+    store.add(update({(2, 0): [gc(3)]}))
+    structs = [item(text("cde")), gc(2), item(text("h"))]
+    assert store.add(update({(2, 2): [*structs, item(text("ijk"), origin=(2, 7))]})) is not None
+    units = explode(store.encode()).units
+    assert [units[2, clock].content for clock in range(3, 8)] == [
+        b"d\0",
+        b"e\0",
+        None,
+        None,
+        b"h\0",
+    ]
+    assert store.state_vector() == {1: 2, 2: 11}
+    assert store.add(update({(3, 0): [gc(1)], (1, 2): [gc(1)]})) is not None
+    store = filled(update({(1, 5): [gc(3)]}))
+    news = store.add(update({(1, 3): [item(text("d")), item(text("efg"), origin=(1, 3))]}))
+    assert explode(news or b"").units.keys() == {(1, 3), (1, 4)}
+
+
+def test_what_is_long_is_sent_whole_to_who_has_a_part_of_it() -> None:
+    """To cut it would take long, for a question of some bytes. Yjs cuts it itself."""
+    long = item(anys(*range(50_000)))
+    store = filled(update({(8, 0): [gc(3), long, gc(1)]}))
+    assert store.diff({8: 3 + 40_000}) == update({(8, 3): [long, gc(1)]})
+    assert store.diff({8: 3 + 50_000}) == update({(8, 50_003): [gc(1)]})
+    short = item(anys(*range(10)))
+    assert filled(update({(8, 0): [short]})).diff({8: 9}) == update(
+        {(8, 9): [item(anys(9), origin=(8, 8))]}
+    )
+
+
+def test_a_snapshot_of_many_deletes_is_made_in_steps() -> None:
+    store = filled(update({}, {client: [(0, 1)] for client in range(3000)}))
+    assert finish(store.snapshot_steps()) == store.encode()

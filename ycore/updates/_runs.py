@@ -34,6 +34,11 @@ _RUN_BYTES: Final = 1500
 """What a run costs besides its structs: the objects that it is made of, a quarter of this; and a
 microsecond or two whenever somebody joins."""
 
+_CUT_BYTES: Final = 16 * 1024
+"""How many bytes a struct may have to be cut for somebody who knows its beginning. One that is
+longer is sent whole: cutting it would take long, for a question of some bytes, and whoever gets it
+cuts it (yjs `structs/Item.js`, integrate)."""
+
 _STRUCT_BYTES: Final = 16
 """What a struct costs besides its own bytes."""
 
@@ -266,6 +271,12 @@ class Run:
         self.offsets.append(len(self.raw))
         self.raw += _cut(other.raw, other.offsets[i], self.client, begin, low, high)
         self.ends.append(high)
+
+    def sent_from(self, clock: int) -> int:
+        """From which clock on somebody is sent this run who has it up to a clock inside it."""
+        i = bisect_right(self.ends, clock)
+        stop = self.offsets[i + 1] if i + 1 < len(self.offsets) else len(self.raw)
+        return self.begin_of(i) if stop - self.offsets[i] > _CUT_BYTES else clock
 
     def chunks_from(self, low: int, most: int) -> tuple[int, list[bytes | memoryview], int]:
         """The bytes of the structs from clock `low`, inside this run, on: at least of one, and no

@@ -823,6 +823,8 @@ def _write_section(
         at = max(bisect_right(runs, clock, key=_run_start) - 1, 0)
         if runs[at].end <= clock:
             at += 1
+        elif runs[at].start < clock:
+            clock = runs[at].sent_from(clock)
     head = bytearray()
     body: Chunks = []
     begin = end = max(clock, runs[at].start)
