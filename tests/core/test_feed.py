@@ -175,12 +175,18 @@ def wrong_order(source: Doc) -> None:
     source.apply(update({(6, 2): [item(text("c"), origin=(6, 1), right=(6, 0))]}))
 
 
+def one_neighbour(source: Doc) -> None:
+    source.apply(update({(6, 0): [item(text("a"), parent="o")]}))
+    source.apply(update({(6, 1): [item(text("b"), origin=(6, 0), right=(6, 0))]}))
+
+
 def high_client(source: Doc) -> None:
     source.apply(update({(2**40, 0): [item(text("x"))]}))
 
 
 @pytest.mark.parametrize(
-    "spoil", [split_pair, hook, high_client, pair_in_array, misplaced, wrong_order]
+    "spoil",
+    [split_pair, hook, high_client, pair_in_array, misplaced, wrong_order, one_neighbour],
 )
 def test_what_it_cannot_show_ends_it(spoil: Callable[[Doc], None]) -> None:
     source = Doc(1)

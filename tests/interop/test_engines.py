@@ -172,5 +172,5 @@ def test_no_update_brings_the_process_down(oracle: Oracle, hand: type[Hand]) -> 
         assert done.returncode == 0, (done.returncode, done.stderr[-3000:])
         counts.update(ast.literal_eval(done.stdout))
     print(hand.__name__, dict(counts))
-    # In 5 (pycrdt) and 6 (y-py) of 1,500 such sessions, for reasons that nobody has looked into.
-    assert counts["differ"] <= 0.01 * SESSIONS
+    # In 1 of 300 such sessions each, for reasons that nobody has looked into.
+    assert counts["differ"] <= max(1, 0.01 * SESSIONS)

@@ -85,8 +85,9 @@ class Doc:
         """How many neighbours were looked at to find an item its place."""
         self._update_observers: list[Callable[[bytes, object], None]] = []
         self._is_misplaced = False
-        """Whether an item's neighbours are not where it is, or in the wrong order. No honest client
-        makes such an item. Yjs puts it somewhere; engines make circles of their lists."""
+        """Whether an item's neighbours are not where it is, in the wrong order, or one and the
+        same. Hardly any honest client makes such an item. Yjs puts it somewhere; engines put it
+        somewhere else, or make circles of their lists."""
         self._feeds: list[Feed] = []
         self._later: list[Callable[[], None]] = []
         """What to call when no transaction and no update is under way."""
@@ -614,6 +615,8 @@ class Doc:
         else:
             item.parent = node
             left, right = item.left, item.right
+            if left is right and left is not None:
+                self._is_misplaced = True
             for neighbour in (left, right):
                 if neighbour is not None and (
                     neighbour.parent is not node or neighbour.key != item.key
