@@ -144,10 +144,11 @@ _ANSWERS_AHEAD: Final = 10.0
 """For how many seconds a member may have been given answers in advance."""
 
 _LEAST_ANSWER: Final = 16 * 1024
-"""As how many bytes any answer counts at least, for the work of giving it..."""
+"""As how many bytes any answer counts at least, for the work of giving it."""
 
 _ANSWER_PER_AUTHOR: Final = 64
-"""... and besides, for each author of the document, whose structs have to be looked at."""
+"""How many bytes an answer counts besides for each author of the document, whose structs have to be
+looked at. `Settings.answer_bytes` tells of both."""
 
 _SNAPSHOT_KEPT: Final = 5.0
 """For how many seconds at least the whole document, encoded, is kept for more who ask for it. Those

@@ -153,8 +153,8 @@ class StructStore:
         self._unsettled: dict[int, None] = {}
         """Those of them that may be able to go on."""
         self._waiting: dict[int, list[tuple[int, int]]] = {}
-        """Client -> a heap of which clocks of it are waited for, and by whom. Nobody who waits is
-        missing in it; some may not wait any more."""
+        """Client -> a heap of its clocks that are waited for, each with the client that waits.
+        All that wait are in it, and some that no longer do."""
         self._long_values: dict[int, list[tuple[int, int]]] = {}
         """For each client, sorted, where its values begin and end that are longer than one clock
         and were not deleted when they came. Some may be by now."""
@@ -409,7 +409,7 @@ class StructStore:
 
     def _settle_client(self, client: int, behind: _Behind, budget: int) -> int:
         """Settle a client's structs up to one that waits or is missing, but no more than the budget
-        allows. Returns how many it were, or 1."""
+        allows. Returns how many there were, but 1 at least."""
         runs = self._clients[client]
         clock = behind.clock
         awaited: tuple[int, int] | None = None
