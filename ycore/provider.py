@@ -53,7 +53,7 @@ from .messages import (
     decode,
 )
 from .settings import ProviderSettings
-from .updates import check_update, decode_state_vector
+from .updates import decode_state_vector, parse_update
 
 __all__ = [
     "CloseConnection",
@@ -266,7 +266,7 @@ def _read(frame: bytes) -> list[_Content]:
         if isinstance(message, SyncStep1):
             decode_state_vector(message.state_vector)
         elif isinstance(message, SyncStep2 | Update) and len(messages) > 1:
-            check_update(message.update)
+            parse_update(message.update)
         contents.append(message)
     return contents
 

@@ -79,6 +79,7 @@ class Member:
     """One connection to a room. Made by `Room.join`; its attributes are to be read, but `link`."""
 
     __slots__ = (
+        "_asked_at",
         "_asks_until",
         "_clocks",
         "_waiting",
@@ -101,6 +102,8 @@ class Member:
         self._clocks: dict[int, int] = {}
         """The awareness ids it owns, with the clock it last announced for each. The first one is
         its own; further ones it may be passing on for others."""
+        self._asked_at = -inf
+        """When it was asked again for what its updates had wrong."""
         self._asks_until = -inf
         """When it will have been given no more answers than it may, if it asks nothing before."""
         self._waiting: list[Frame] = []
@@ -129,6 +132,9 @@ class Counters:
     """Messages of types that nobody registered."""
     refused_updates: int = 0
     """Updates of read-only members."""
+    left_out: int = 0
+    """Structs that were left out of updates since their clocks are wrong. Their senders were asked
+    for them again: see the top of `ycore.updates._grammar`."""
     refused_awareness: int = 0
     """Awareness entries for ids that belong to somebody else."""
 
@@ -164,6 +170,9 @@ _SNAPSHOT_SHARE: Final = 16
 _PART: Final = 2**20
 """From about how many bytes on what is sent to one member alone is given in parts. What a slow one
 costs is in proportion to that; but a client takes in many parts in more time than the whole."""
+
+_ASK_AGAIN: Final = 10.0
+"""For how many seconds a member is not asked again: the answer may be as wrong."""
 
 _NO_MORE: Final = SyncStep2(b"\x00\x00").encode()
 
@@ -676,10 +685,15 @@ class Room:
         return member in self._members
 
     def _greet(self, member: Member) -> list[Effect]:
-        state_vector = SyncStep1(self.store.rough_state_vector())
-        effects: list[Effect] = [Send(state_vector.encode(), (member,))]
+        effects: list[Effect] = []
+        self._ask(member, effects)
         self._send_all_awareness(member, effects)
         return effects
+
+    def _ask(self, member: Member, effects: list[Effect]) -> None:
+        """Ask a member for what it has and the room lacks."""
+        state_vector = SyncStep1(self.store.rough_state_vector())
+        effects.append(Send(state_vector.encode(), (member,)))
 
     def _keep_waiting(self, member: Member, frame: Frame, now: float) -> list[Effect]:
         member._waiting_bytes += len(frame)
@@ -770,17 +784,21 @@ class Room:
             reason = f"the document is full: it takes more than {limit} bytes"
             effects += self._dismiss(member, CloseCode.TOO_LARGE, reason, now)
             return True
-        try:
-            new = self.store.add(update)
-        except RemoteProtocolError as exc:
-            self.counters.bad_frames += 1
-            effects += self._dismiss(member, exc.refusal, str(exc), now)
-            return True
+        if update.left_out:
+            self._ask_again(member, update.left_out, now, effects)
+        new = self.store.add(update)
         if self.store.is_settled and not self._unsent:
             self._announce(member, update, new, effects)
             return True
         self._unsent.append(_Unsent(member, update, new))
         return False
+
+    def _ask_again(self, member: Member, count: int, now: float, effects: list[Effect]) -> None:
+        """Structs of an update were left out: the answer to a SyncStep1 has them right."""
+        self.counters.left_out += count
+        if now >= member._asked_at + _ASK_AGAIN and member not in self._stalled:
+            member._asked_at = now
+            self._ask(member, effects)
 
     def _announce(
         self, member: Member, update: ParsedUpdate, new: bytes | None, effects: list[Effect]

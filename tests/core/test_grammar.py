@@ -33,6 +33,7 @@ from ycore import RemoteProtocolError, check_update
 from ycore.lib0 import MAX_SAFE_INTEGER, UNDEFINED, BigInt
 from ycore.steps import Steps, finish
 from ycore.updates import (
+    UpdateLimits,
     decode_state_vector,
     decode_state_vector_steps,
     encode_state_vector,
@@ -119,10 +120,8 @@ BAD_STRUCTS = [
     (item(b"\x02\xff\xff\x03"), "values declared"),
     (item(b"\x08\x01\x60"), "unknown tag"),
     (item(text("a"), origin=(1, 5)), "not before its own"),
-    (item(text("a"), origin=(1, 9)), "not before its own"),
     (item(text("a"), right=(1, 5)), "not before its own"),
     (item(text("a"), parent=(1, 5)), "not before its own"),
-    (b"\x84\x81\x00\x05\x01a", "not before its own"),  # the own client, overlong
 ]
 
 
@@ -380,18 +379,39 @@ def test_an_item_is_not_left_of_itself() -> None:
     )
 
 
-def test_what_cannot_be_left_out_is_refused() -> None:
-    for bad in (
-        item(text("a"), origin=(1, 0), right=(1, 2)),
-        item(text("a"), origin=(1, 1), right=(1, 1)),
-        item(text("a"), right=(1, 1)),
-        item(text("a"), parent=(1, 1)),
-    ):
-        with pytest.raises(RemoteProtocolError, match="not before its own"):
-            parse_update(update({(1, 0): [A, bad]}))
-        assert finish(parse_update_steps(update({(1, 0): [A, bad]}))).impossible == [(1, 1, 2)]
-    with pytest.raises(RemoteProtocolError, match="struct 1000 of client 1 refers"):
-        finish(parse_update_steps(update({(1, 0): [item(text("a"), parent=(1, 9999))] * 1025})))
+@pytest.mark.parametrize(
+    "bad",
+    [
+        item(text("a"), origin=(1, 3)),
+        item(text("a"), origin=(1, 9)),
+        item(text("a"), right=(1, 3)),
+        item(text("a"), parent=(1, 3)),
+        item(text("a"), origin=(1, 0), right=(1, 4)),
+        item(text("a"), origin=(1, 3), right=(1, 3)),
+        b"\x84\x81\x00\x03\x01a",  # the own client, overlong
+    ],
+)
+def test_structs_of_a_client_whose_clocks_are_wrong_are_left_out(bad: bytes) -> None:
+    """An id that is not before the struct's own, at clock 3, shows it. The rest is taken."""
+    deletes = {1: [(0, 2)]}
+    parsed = parse_update(
+        update({(3, 0): [A], (1, 0): [A, skip(1), A, bad, A, skip(1), A], (2, 5): [A]}, deletes)
+    )
+    assert (parsed.left_out, parsed.data) == (7, update({(3, 0): [A], (2, 5): [A]}, deletes))
+    assert [(section.client, section.start) for section in parsed.sections] == [(3, 0), (2, 5)]
+    assert parsed.deletes == {1: [(0, 2)]}
+    assert parse_update(update({(1, 0): [A, bad, bad]})).data == update({})
+    assert parse_update(update({(1, 0): [A]})).left_out == 0
+
+
+def test_what_is_left_out_is_checked_all_the_same() -> None:
+    bad = item(text("a"), parent=(1, 9))
+    with pytest.raises(RemoteProtocolError, match="not UTF-8"):
+        parse_update(update({(1, 0): [bad, item(b"\x04\x01\xff")]}))
+    with pytest.raises(RemoteProtocolError, match="more than 3 clients and holes"):
+        finish(
+            parse_update_steps(update({(1, 0): [bad, *[A, skip(1)] * 4]}), UpdateLimits(sections=3))
+        )
 
 
 MERGED = bytes.fromhex(

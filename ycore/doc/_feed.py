@@ -130,8 +130,8 @@ class Feed:
             RemoteProtocolError: it is malformed.
         """
         parsed = parse_update(update)
-        if parsed.is_amended:
-            raise RemoteProtocolError("the right origin of an item is not before its own id")
+        if parsed.is_amended or parsed.left_out:
+            raise RemoteProtocolError("an item is placed beside one that is not before its own id")
         for section in parsed.sections:
             client, end = section.client, section.ends[-1]
             if end > self._known.get(client, 0):

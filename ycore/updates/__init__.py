@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..errors import RemoteProtocolError
 from ._grammar import (
     NO_LIMITS,
     ParsedUpdate,
@@ -42,8 +43,13 @@ __all__ = [
 
 
 def check_update(update: bytes) -> None:
-    """Raise RemoteProtocolError unless `update` is well-formed."""
-    parse_update(update)
+    """Raise RemoteProtocolError unless `update` is well-formed and every struct in it can be.
+
+    To `StructStore.add`, a room or a document it may be given even if its clocks are wrong: they
+    leave such structs out.
+    """
+    if parse_update(update).left_out:
+        raise RemoteProtocolError("a struct refers to one that is not before its own")
 
 
 def _store(updates: Iterable[bytes]) -> StructStore:

@@ -11,8 +11,7 @@
 
 Source: yjs `utils/encoding.js` (readClientsStructRefs), `utils/DeleteSet.js` (readDeleteSet),
 `structs/*.js`. On top of what Yjs checks we refuse what would make Yjs, or another engine a client
-may use, throw or go wrong later: ids that a struct could not have known, info bits nobody sets, bad
-UTF-8 and JSON, and bytes left over.
+may use, throw or go wrong later: info bits nobody sets, bad UTF-8 and JSON, and bytes left over.
 
 Some things look like mistakes, and are what honest clients write:
 
@@ -21,8 +20,11 @@ Some things look like mistakes, and are what honest clients write:
   left out. No id refers to one but by mistake, and theirs may be anything.
 - yrs may take such a struct for the right neighbour of the one that then has its id. Yjs would
   throw on an item that is to the left of itself, so that right origin is left out.
-- Other ids that a struct could not have known are refused, unless it is known already: Yjs 14
-  (a release candidate) was seen to write wrong clocks where the first struct has no length.
+- All clocks of a client may be wrong. Yjs 14.0.0-rc.7 writes such updates if what a transaction
+  inserted is in several ranges (`utils/encoding-helpers.js`, writeStructs: `skipLen` may be
+  negative), and Yjs 13.5 merged some out of which a struct got lost. It shows where a struct names
+  an id that is not before its own. Yjs throws on that struct, and those around it would take the
+  ids of others, so all structs of that client are left out. The room asks for them again.
 - An item that has a neighbour may have a key and not say so: see `HAS_KEY`.
 - A client may be named without structs, or without delete ranges (pycrdt). And `Y.mergeUpdates`
   names one twice if it was given an update whose clients were not sorted, as Yjs 13.0 wrote them.
@@ -88,8 +90,6 @@ _MANY: Final = 64
 _MANY_NEIGHBOURS: Final = 1024
 """Of how many clients it is noted which of their structs an update depends on: of more, an attacker
 could have too much noted."""
-_MANY_IMPOSSIBLE: Final = 1000
-"""How many structs are noted that may be let pass only if they are known."""
 _NAMED_TYPES: Final = (3, 5)  # YXmlElement and YXmlHook carry a name
 _ANY_OBJECT: Final = 118
 
@@ -149,8 +149,8 @@ class ParsedUpdate:
         "data",
         "deletes",
         "has_keys",
-        "impossible",
         "is_amended",
+        "left_out",
         "neighbours",
         "sections",
         "tidy",
@@ -177,9 +177,8 @@ class ParsedUpdate:
         or parent. None if these are too many clients."""
         self.is_amended = False
         """Whether a right origin was left out since it named the item itself."""
-        self.impossible: list[tuple[int, int, int]] = []
-        """Client, first clock and clock after the last of structs with ids that they could not have
-        known. Yjs throws on integrating one: it may be added only where it is known already."""
+        self.left_out = 0
+        """How many structs were left out since their clocks are wrong."""
         # While it is read:
         self.bad_id = 0
         """The place of an id that the struct being read could not have known; 0 if none is."""
@@ -208,7 +207,7 @@ def _parts_of(update: ParsedUpdate) -> Iterator[ParsedUpdate]:
     sections = sorted(update.sections, key=_falling_client)
     for done in range(0, len(sections), _PART):
         part = ParsedUpdate(update.data)
-        part.impossible = [] if done else update.impossible  # the first has all, or none is added
+        part.left_out = 0 if done else update.left_out
         part.sections = sections[done : done + _PART]
         part.has_keys = update.has_keys
         part.neighbours = update.neighbours
@@ -291,16 +290,11 @@ def parse_update(data: bytes, limits: UpdateLimits = NO_LIMITS) -> ParsedUpdate:
     Raises:
         RemoteProtocolError: it is malformed; the message says where.
     """
-    update = finish(parse_update_steps(data, limits))
-    if update.impossible:
-        client, clock, _ = update.impossible[0]
-        raise impossible(client, clock)
-    return update
+    return finish(parse_update_steps(data, limits))
 
 
 def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[ParsedUpdate]:
-    """`parse_update` in steps. Structs that are impossible are let pass: `StructStore.add` refuses
-    them, unless they are known."""
+    """`parse_update` in steps."""
     size = len(data)
     update = ParsedUpdate(data)
     deletes = update.deletes
@@ -327,10 +321,17 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
                 continue
             section = Section(client, clock, pos, number > _MANY)
             content: tuple[int, int] | None = None
+            into, declared, known = update, number, len(update.sections)
             while True:
                 section, number, pos, content_at = _read_structs(
-                    update, section, own_client, number, pos, content, limits.sections
+                    into, section, own_client, number, pos, content, limits.sections
                 )
+                if into.bad_id:
+                    if into is update:
+                        del update.sections[known:]
+                        update.left_out += declared
+                        update.bad_id = 0
+                    into = ParsedUpdate(data)  # the rest is checked, and forgotten
                 if content_at:
                     content = yield from _skip_long_content(data, content_at, data[pos] & KIND)
                 elif number:
@@ -338,7 +339,7 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
                     yield
                 else:
                     break
-            _end_section(update, section, pos, limits.sections)
+            _end_section(into, section, pos, limits.sections)
             tidy = tidy and client not in clients
             clients.add(client)
         count, pos = read_var_uint(data, pos)
@@ -379,9 +380,10 @@ def parse_update_steps(data: bytes, limits: UpdateLimits = NO_LIMITS) -> Steps[P
         raise RemoteProtocolError(f"{size - pos} bytes left over after the update")
     update.tidy = tidy
     update.weight = len(update.sections) + len(deletes) + limits.delete_ranges - left
-    if update.cuts:
+    if update.cuts or update.left_out:
         amended = yield from parse_update_steps((yield from _without_cuts(update)), limits)
         amended.is_amended = len(update.without_right) > 0
+        amended.left_out = update.left_out
         return amended
     return update
 
@@ -413,7 +415,8 @@ def _read_structs(
     with how many structs, and at which byte.
 
     It stops before a struct whose content may be long, and returns where that is, too (else 0):
-    `content` takes what `_skip_long_content` found there.
+    `content` takes what `_skip_long_content` found there. It stops behind a struct whose clock is
+    wrong, too: then `update.bad_id` is set.
     """
     data = update.data
     client = section.client
@@ -458,8 +461,8 @@ def _read_structs(
             update.bad_id = 0
             _cut(update, offset, pos)
             continue
-        if update.bad_id:
-            _amend(update, offset, client, clock, clock + length)
+        if update.bad_id and not _amend(update, offset, clock):
+            return Section(client, clock, pos, False), left - 1, pos, 0
         if info & HAS_KEY:
             update.has_keys = True
         clock += length
@@ -485,11 +488,10 @@ def _cut(update: ParsedUpdate, begin: int, stop: int) -> None:
     update.cuts.extend((begin, stop))
 
 
-def _amend(update: ParsedUpdate, offset: int, client: int, clock: int, end: int) -> None:
+def _amend(update: ParsedUpdate, offset: int, clock: int) -> bool:
     """An id in the item at `offset` is not before the item. If it is the right origin, and the item
-    itself, and there is an origin besides, it is left out. Otherwise the item is impossible."""
+    itself, and there is an origin besides, it is left out. Returns whether it is."""
     data, bad_at = update.data, update.bad_id
-    update.bad_id = 0
     if data[offset] & HAS_BOTH == HAS_BOTH:
         _, pos = read_var_uint(data, offset + 1)
         _, right_at = read_var_uint(data, pos)
@@ -498,17 +500,9 @@ def _amend(update: ParsedUpdate, offset: int, client: int, clock: int, end: int)
         if bad_at == right_at and right_clock == clock:
             _cut(update, right_at, stop)
             update.without_right.append(offset)
-            return
-    update.impossible.append((client, clock, end))
-    if len(update.impossible) > _MANY_IMPOSSIBLE:
-        raise impossible(client, clock)
-
-
-def impossible(client: int, clock: int) -> RemoteProtocolError:
-    """What is wrong with a struct that names an id which it could not have known."""
-    return RemoteProtocolError(
-        f"struct {clock} of client {client} refers to a struct not before its own"
-    )
+            update.bad_id = 0
+            return True
+    return False
 
 
 def _skip_item_head(

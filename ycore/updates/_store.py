@@ -48,7 +48,6 @@ from ._grammar import (
     Section,
     decode_state_vector,
     encode_state_vector,
-    impossible,
     parse_update,
     parse_update_steps,
     parts_of,
@@ -180,9 +179,6 @@ class StructStore:
             RemoteProtocolError: the update is malformed; nothing has changed.
         """
         parsed = update if isinstance(update, ParsedUpdate) else parse_update(bytes(update))
-        for client, start, end in parsed.impossible:
-            if end > self._settled_end(client):  # what is behind a hole may be replaced yet
-                raise impossible(client, start)
         all_new = parsed.tidy
         has_hole = False
         whole: list[Section] = []
