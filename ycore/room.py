@@ -804,8 +804,7 @@ class Room:
         self, member: Member, update: ParsedUpdate, new: bytes | None, effects: list[Effect]
     ) -> None:
         """An update was added: have stored what was new, and tell everyone."""
-        own = self.store.own_deletes()
-        if own is not None:
+        for own in self.store.own_deletes():
             effects.append(Persist(own, member))
             self._show(own, None, None, effects)
         if new is not None:

@@ -34,8 +34,9 @@ from ycore import (
     encode_state_vector_from_update,
     merge_updates,
 )
-from ycore.steps import Steps, finish
+from ycore.steps import STEP, Steps, finish
 from ycore.updates import Place, decode_state_vector, encode_state_vector, parse_update
+from ycore.updates._deletes import ClientDeletes
 from ycore.updates._runs import run_of
 
 EMPTY = bytes.fromhex("0000")
@@ -603,7 +604,7 @@ def test_an_item_has_its_neighbours_key_whatever_it_says(structs: list[tuple[int
         updates, _ = spread(with_hints(structs, random))
         store = filled(*[updates[i] for i in order])
         assert store.encode() == update(sections)
-        assert (store.behind(), store.own_deletes()) == ({}, None)
+        assert (store.behind(), store.own_deletes()) == ({}, [])
         assert filled(merge_updates(updates)).encode() == update(sections)
 
 
@@ -649,10 +650,10 @@ def test_of_a_value_that_is_cut_only_the_last_clock_stays(
 ) -> None:
     for order in permutations([*spread(structs)[0], update({}, deletes)]):
         store = filled(*order)
-        news = store.own_deletes()
+        news = b"".join(store.own_deletes())
         assert (explode(news).deletes if news else set()) >= explode(update({}, own)).deletes
         assert bool(news) >= bool(own)
-        assert store.own_deletes() is None
+        assert store.own_deletes() == []
         expected = explode(update({}, deletes)).deletes | explode(update({}, own)).deletes
         assert explode(store.encode()).deletes == expected
 
@@ -660,7 +661,7 @@ def test_of_a_value_that_is_cut_only_the_last_clock_stays(
 def test_many_long_values_of_one_client() -> None:
     values = [item(anys(1, 2), parent="m", key=str(i)) for i in range(100)]
     store = filled(update({(1, 0): values}), update({}, {1: [(21, 1), (60, 2), (81, 20)]}))
-    assert store.own_deletes() == update({}, {1: [(20, 1), (80, 1)]})
+    assert store.own_deletes() == [update({}, {1: [(20, 1), (80, 1)]})]
 
 
 def test_who_is_behind() -> None:
@@ -727,8 +728,37 @@ def test_long_work_is_done_in_steps() -> None:
         turns += 1
     assert turns >= 2
     assert store.is_settled
-    assert explode(store.own_deletes() or b"").deletes == {(1, 1 + 2 * i) for i in range(9998)}
+    own = [explode(update).deletes for update in store.own_deletes()]
+    assert len(own) >= 2
+    assert set().union(*own) == {(1, 1 + 2 * i) for i in range(9998)}
     assert store.behind() == {}
+
+
+def test_all_that_is_left_of_values_is_deleted_at_once_in_each_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One by one, each would move all deletes behind it: the worst order is from the last on."""
+    adds: list[int] = []
+    add = ClientDeletes.add
+
+    def count(self: ClientDeletes, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        adds.append(len(ranges))
+        return add(self, ranges)
+
+    monkeypatch.setattr(ClientDeletes, "add", count)
+    many = 9000
+    values = [item(text("ab"), parent="m", key=str(i)) for i in range(many)]
+    store = filled(update({(1, 0): values}))
+    store.add(update({(2, 0): [item(V, origin=(1, 2 * i)) for i in range(many)][::-1]}))
+    steps = 1
+    while store.settle():
+        steps += 1
+    assert len(adds) <= steps
+    assert sum(adds) == many
+    own = [explode(update).deletes for update in store.own_deletes()]
+    assert max(map(len, own)) <= 3 * STEP
+    assert set().union(*own) == {(1, 2 * i) for i in range(many)}
+    assert explode(store.encode()).deletes == {(1, 2 * i) for i in range(many)}
 
 
 def test_many_who_wait_are_woken_in_steps() -> None:
@@ -778,6 +808,43 @@ def test_a_diff_that_pauses_keeps_no_run_from_growing() -> None:
     next(diff)
     store.add(update({(1, 5): [item(binary(b"y"))]}))
     assert finish(diff)
+
+
+def with_holes(count: int) -> StructStore:
+    structs = [part for i in range(count) for part in (item(text("ab"), parent="t"), skip(1))]
+    return filled(update({(1, 0): structs, (2, 0): [gc(1)]}))
+
+
+def test_a_client_with_many_holes_is_sent_in_steps() -> None:
+    store = with_holes(5000)
+    whole = store.encode()
+    steps = store.diff_steps({})
+    turns = sum(1 for _ in steps)
+    assert turns >= 5000 // STEP
+    assert explode(whole).units.keys() == explode(filled(whole).encode()).units.keys()
+    assert filled(whole).encode() == whole
+    for clock in (1, 2, 3, 7_000, 14_998, 14_999, 20_000):
+        assert store.diff({1: clock, 2: 1}) == diff_update(
+            whole, encode_state_vector({1: clock, 2: 1})
+        )
+        lacks = {unit for unit in explode(whole).units if unit > (1, clock - 1) and unit[0] == 1}
+        assert explode(store.diff({1: clock, 2: 1})).units.keys() == lacks
+    assert merge_updates(parts_of_diff(store, {}, 5000)) == whole
+
+
+def test_holes_are_filled_while_they_are_sent() -> None:
+    store = with_holes(5000)
+    before = explode(store.encode()).units.keys()
+    steps = store.diff_steps({})
+    snapshot = store.snapshot_steps()
+    next(steps)
+    next(snapshot)
+    for clock in range(2, 12_000, 3):  # of those before and behind where it is
+        store.add(update({(1, clock): [gc(1)]}))
+    sent = finish(steps)
+    assert explode(sent).units.keys() >= before
+    assert filled(sent).encode() == sent
+    assert explode(finish(snapshot)).units.keys() == explode(store.encode()).units.keys()
 
 
 def test_of_an_overlapping_section_the_parts_in_between_are_taken() -> None:

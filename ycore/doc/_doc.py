@@ -220,7 +220,7 @@ class Doc:
             added.append(self.store.add(part))
         while self.store.settle():
             yield
-        news = [new for new in (self.store.own_deletes(), *added) if new is not None]
+        news = [new for new in (*self.store.own_deletes(), *added) if new is not None]
         if news:
             yield from self._take_in(news, origin)
 

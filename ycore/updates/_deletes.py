@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
 
 from ..lib0 import write_var_uint
@@ -16,9 +16,9 @@ from ..steps import STEP, Steps
 Range: TypeAlias = tuple[int, int]
 """First clock, and the clock after the last."""
 
-_SPARSE: Final = 16
-"""Ranges to add that have this many times more known ranges between them than they are many are
-added in halves: so a message costs in proportion to its own length, not to the document's."""
+_SWALLOWED: Final = 4 * STEP
+"""Once ranges that are added have taken the place of more known ones than these, what follows counts
+as new, whole, if anything of it is: to tell what was known would take long, and more bytes."""
 
 _RANGE_BYTES: Final = 8
 """About what a range takes in an update."""
@@ -83,7 +83,8 @@ class ClientDeletes:
         return _CLIENT_BYTES + 24 * len(self._starts)
 
     def add(self, ranges: list[Range]) -> list[Range]:
-        """Add ranges, sorted and with gaps between them; return what of them was new, likewise."""
+        """Add ranges, sorted and with gaps between them; return what of them was new, likewise (and
+        see `_SWALLOWED`)."""
         new = self._add(ranges)
         if new:
             self._encoded = None
@@ -91,34 +92,63 @@ class ClientDeletes:
         return new
 
     def _add(self, ranges: list[Range]) -> list[Range]:
-        # The window is what is known between the first and the last to add, or touches them.
-        first = bisect_left(self._ends, ranges[0][0])
-        last = bisect_right(self._starts, ranges[-1][1], lo=first)
-        if len(ranges) > 1 and last - first > _SPARSE * len(ranges):
-            middle = len(ranges) // 2
-            return self._add(ranges[:middle]) + self._add(ranges[middle:])
-        if len(ranges) == 1 and last - first < 2:  # what a backspace does
-            return self._add_one(ranges, first, known=last - first)
-        new = merged = ranges
-        if first < last:
-            known = list(zip(self._starts[first:last], self._ends[first:last], strict=True))
-            new = subtract(ranges, known)
-            merged = coalesce(known + new)
-        if new:
-            self._starts[first:last] = array("Q", [start for start, _ in merged])
-            self._ends[first:last] = array("Q", [end for _, end in merged])
+        starts, ends = self._starts, self._ends
+        if not ends or ranges[0][0] > ends[-1]:
+            starts.extend([start for start, _ in ranges])
+            ends.extend([end for _, end in ranges])
+            return ranges
+        new: list[Range] = []
+        # What is to be put where: in the place of the known ranges `low` to `high`, one range.
+        edits: list[tuple[int, int, int, int]] = []
+        low = swallowed = 0
+        for start, end in ranges:
+            low = bisect_left(ends, start, low)
+            high = bisect_right(starts, end, low)
+            if low == high:
+                new.append((start, end))
+                edits.append((low, high, start, end))
+            elif high == low + 1 and starts[low] <= start and end <= ends[low]:
+                continue
+            else:
+                swallowed += high - low
+                if swallowed > _SWALLOWED:
+                    new.append((start, end))
+                else:
+                    known = list(zip(starts[low:high], ends[low:high], strict=True))
+                    new += subtract([(start, end)], known)
+                first, last = min(start, starts[low]), max(end, ends[high - 1])
+                if edits and low < edits[-1][1]:  # one before reaches the same known range
+                    at, _, first, _ = edits.pop()
+                    edits.append((at, high, first, last))
+                else:
+                    edits.append((low, high, first, last))
+        if len(edits) == 1:  # what a backspace does
+            self._replace(*edits[0])
+        elif edits:
+            self._replace_many(edits)
         return new
 
-    def _add_one(self, ranges: list[Range], at: int, known: int) -> list[Range]:
-        """Add a range where one known range is in its way, or none."""
-        ((start, end),) = ranges
-        if not known:
-            self._starts.insert(at, start)
-            self._ends.insert(at, end)
-            return ranges
-        known_start, known_end = self._starts[at], self._ends[at]
-        self._starts[at], self._ends[at] = min(start, known_start), max(end, known_end)
-        return subtract(ranges, [(known_start, known_end)])
+    def _replace(self, low: int, high: int, start: int, end: int) -> None:
+        if low == high:
+            self._starts.insert(low, start)
+            self._ends.insert(low, end)
+        else:
+            self._starts[low:high] = array("Q", (start,))
+            self._ends[low:high] = array("Q", (end,))
+
+    def _replace_many(self, edits: list[tuple[int, int, int, int]]) -> None:
+        """All at once: one by one, what is behind each would be moved each time."""
+        starts, ends = array("Q"), array("Q")
+        first = done = edits[0][0]
+        for low, high, start, end in edits:
+            if done < low:
+                starts += self._starts[done:low]
+                ends += self._ends[done:low]
+            starts.append(start)
+            ends.append(end)
+            done = high
+        self._starts[first:done] = starts
+        self._ends[first:done] = ends
 
     def covers(self, ranges: list[Range]) -> bool:
         """Whether all of these are deleted already."""
@@ -128,8 +158,21 @@ class ClientDeletes:
                 return False
         return True
 
-    def ranges(self) -> list[Range]:
-        return list(zip(self._starts, self._ends, strict=True))
+    def touches(self, start: int, end: int) -> bool:
+        """Whether any of the clocks from `start` to `end` is deleted."""
+        at = bisect_right(self._ends, start)
+        return at < len(self._starts) and self._starts[at] < end
+
+    def copy(self) -> ClientDeletes:
+        copy = ClientDeletes()
+        copy._starts, copy._ends = self._starts[:], self._ends[:]
+        return copy
+
+    def parts(self) -> Iterator[list[Range]]:
+        """All ranges, a step of them at a time. Nothing may be added meanwhile."""
+        for done in range(0, len(self._starts), STEP):
+            some = slice(done, done + STEP)
+            yield list(zip(self._starts[some], self._ends[some], strict=True))
 
     def within(self, start: int, end: int) -> list[Range]:
         """Those that reach into these clocks, as they are."""

@@ -56,12 +56,16 @@ from ._runs import Run, run_of
 
 Chunks: TypeAlias = list[bytes | bytearray | memoryview]
 
-_SETTLED_AT_ONCE: Final = 4 * STEP
+_SETTLED_AT_ONCE: Final = STEP
 """How many structs are settled in one go: some milliseconds."""
 
 
 def _run_start(run: Run) -> int:
     return run.start
+
+
+def _run_end(run: Run) -> int:
+    return run.end
 
 
 class _Behind:
@@ -127,8 +131,9 @@ class Since:
             if not turn % STEP:
                 yield
         for client, deletes in list(later.deletes.items()):
-            self._note_deletes(client, deletes.ranges())
-            yield
+            for part in deletes.copy().parts():
+                self._note_deletes(client, part)
+                yield
 
 
 class StructStore:
@@ -157,8 +162,11 @@ class StructStore:
         self._long_values: dict[int, list[tuple[int, int]]] = {}
         """For each client, sorted, where its values begin and end that are longer than one clock
         and were not deleted when they came. Some may be by now."""
-        self._own_deletes: dict[int, list[Range]] = {}
-        """What the store itself deleted, until somebody asks."""
+        self._rests: dict[int, list[Range]] = {}
+        """What of values that were cut is to be deleted, by the end of this step: one by one, each
+        would move all deletes behind it."""
+        self._own_deletes: list[bytes] = []
+        """What the store itself deleted, as updates, until somebody asks."""
         self._state_vector: bytes | None = None
         """Encoded, once it was asked for, until there are new structs."""
         self._rough_vector = b""
@@ -229,6 +237,8 @@ class StructStore:
                         self._cut_value(client, end)
             if new != ranges:
                 all_new = False
+        if self._rests:
+            self._delete_rests()
         if whole or pieces:
             self._state_vector = None
             self._since_rough += len(parsed.data)
@@ -240,6 +250,8 @@ class StructStore:
                 section = parsed.sections[0]
                 if len(ends) == 1 and ends[0][1] == section.start and len(section.ends) <= STEP:
                     self._settle_last(self._clients[section.client][-1], section)
+                    if self._rests:
+                        self._delete_rests()
                 else:
                     self._settle_new(ends)
         elif not new_deletes:
@@ -338,11 +350,11 @@ class StructStore:
         """A struct that was settled is the value of a key."""
         begin, end = run.begin_of(i), run.ends[i]
         if end - begin > 1 and run.raw[run.offsets[i]] & KIND != DELETED:
-            deleted = self.deleted(run.client, begin, end)
-            if not deleted:
+            deletes = self._deletes.get(run.client)
+            if deletes is None or not deletes.touches(begin, end):
                 insort(self._long_values.setdefault(run.client, []), (begin, end))
-            elif deleted != [(begin, end)]:
-                self._delete_rest(run.client, begin, end)
+            elif not deletes.covers([(begin, end)]):
+                self._cut_off(run.client, begin, end)
 
     def _cut_value(self, client: int, clock: int) -> None:
         """Something begins or ends before this clock: a client cuts there what it is in."""
@@ -350,13 +362,22 @@ class StructStore:
         if values is not None:
             i = bisect_left(values, (clock, 0)) - 1
             if i >= 0 and clock < values[i][1]:
-                self._delete_rest(client, *values[i])
+                self._cut_off(client, *values[i])
 
-    def _delete_rest(self, client: int, begin: int, end: int) -> None:
-        """Delete all of a value but its last clock."""
-        new = self._delete(client, [(begin, end - 1)])
-        if new:
-            self._own_deletes.setdefault(client, []).extend(new)
+    def _cut_off(self, client: int, begin: int, end: int) -> None:
+        """Have all of a value deleted but its last clock."""
+        self._rests.setdefault(client, []).append((begin, end - 1))
+
+    def _delete_rests(self) -> None:
+        """Delete what is left over of values that were cut."""
+        rests, self._rests = self._rests, {}
+        own: dict[int, list[Range]] = {}
+        for client, ranges in rests.items():
+            new = self._delete(client, coalesce(ranges))
+            if new:
+                own[client] = new
+        if own:
+            self._own_deletes.append(_encode_news([], own))
 
     def _settle_new(self, ends: list[tuple[int, int]]) -> None:
         """Clients have got new structs. `ends` says where theirs ended before."""
@@ -387,6 +408,8 @@ class StructStore:
                         break
                 if not waiting:
                     del self._waiting[client]
+        if self._rests:
+            self._delete_rests()
         return bool(self._unsettled)
 
     @property
@@ -481,13 +504,13 @@ class StructStore:
             run = runs[bisect_right(runs, clock, key=_run_start) - 1]
         return run.has_key(clock)
 
-    def own_deletes(self) -> bytes | None:
-        """What the store itself has deleted since it was asked last, as an update; None if nothing.
-        Whoever is to get what was added must get this before, or together with it."""
-        if not self._own_deletes:
-            return None
-        own, self._own_deletes = self._own_deletes, {}
-        return _encode_news([], {client: coalesce(ranges) for client, ranges in own.items()})
+    def own_deletes(self) -> list[bytes]:
+        """What the store itself has deleted since it was asked last, as updates.
+        Whoever is to get what was added must get these before, or together with it."""
+        own = self._own_deletes
+        if own:
+            self._own_deletes = []
+        return own
 
     def behind(self) -> dict[int, int]:
         """Client -> the clock up to which its structs can be put in their place, for those whose
@@ -626,7 +649,13 @@ class StructStore:
                 if size >= most:
                     after = Place(client, clock, False)
                     continue
-                written, clock = _write_section(chunks, client, runs, clock, most - size)
+                if len(runs) > STEP:  # it has many holes
+                    section, written, clock = yield from _section_steps(
+                        client, runs, clock, most - size
+                    )
+                    chunks.append(section)
+                else:
+                    written, clock = _write_section(chunks, client, runs, clock, most - size)
                 size += written
                 sections += 1
                 if clock < end:
@@ -672,14 +701,21 @@ class StructStore:
         Raises:
             RuntimeError: it was not: a bug, but what it was to replace still has everything.
         """
-        structs: dict[int, list[Range]] = {}
-        for turn, (client, runs) in enumerate(list(self._clients.items()), 1):
-            structs[client] = [(run.start, run.end) for run in runs]
-            if not turn % STEP:
-                yield
-        deletes: dict[int, list[Range]] = {}
+        structs: list[tuple[int, list[Range]]] = []
+        turn = 0
+        for client, runs in list(self._clients.items()):
+            at = 0
+            while at < len(runs):
+                some = [(run.start, run.end) for run in runs[at : at + STEP]]
+                structs.append((client, some))
+                turn += len(some)
+                if turn >= STEP:
+                    turn = 0
+                    yield
+                at = bisect_right(runs, some[-1][1], key=_run_end)  # there may be fewer by now
+        deletes: list[tuple[int, ClientDeletes]] = []
         for turn, (client, its) in enumerate(list(self._deletes.items()), 1):
-            deletes[client] = its.ranges()
+            deletes.append((client, its.copy()))
             if not turn % STEP:
                 yield
         snapshot = yield from self.diff_steps({})
@@ -691,15 +727,18 @@ class StructStore:
         except RemoteProtocolError as exc:
             raise RuntimeError(f"the snapshot does not decode: {exc}") from exc
         whole = (yield from decoded.diff_steps({})) == snapshot
-        for turn, (client, ranges) in enumerate(structs.items(), 1):
+        turn = 0
+        for client, some in structs:
             runs = decoded._clients.get(client, [])
-            whole = whole and bool(runs) and not any(_gaps(runs, *struct) for struct in ranges)
-            if not turn % STEP:
+            whole = whole and bool(runs) and not any(_gaps(runs, *struct) for struct in some)
+            turn += len(some)
+            if turn >= STEP:
+                turn = 0
                 yield
-        for client, ranges in deletes.items():
+        for client, its in deletes:
             known = decoded._deletes.get(client, ClientDeletes())
-            for done in range(0, len(ranges), STEP):
-                whole = whole and known.covers(ranges[done : done + STEP])
+            for some in its.parts():
+                whole = whole and known.covers(some)
                 yield
         if not whole:
             raise RuntimeError("the snapshot does not decode to the same document")
@@ -814,42 +853,81 @@ def _write_section(
 ) -> tuple[int, int]:
     """Append the section of one client from `clock` on, where it has something: all of it, or its
     first structs that have so many bytes. Returns how many they have, and the clock after them."""
+    at, clock = _first_sent(runs, clock)
+    body: Chunks = []
+    structs, size, end, _ = _write_runs(body, runs[at:], clock, most)
+    chunks.append(_section_head(structs, client, clock))
+    chunks += body
+    return size, end
+
+
+def _section_steps(
+    client: int, runs: list[Run], clock: int, most: int
+) -> Steps[tuple[bytes, int, int]]:
+    """`_write_section` in steps, for many runs. Returns the section, too."""
+    at, clock = _first_sent(runs, clock)
+    done: list[bytes] = []
+    structs = size = 0
+    end = clock
+    more = True
+    while more and at < len(runs):
+        body: Chunks = []
+        count, written, end, more = _write_runs(body, runs[at : at + STEP], end, most - size)
+        structs += count
+        size += written
+        # The chunks may be the runs' own bytes, which change; and runs may be joined meanwhile.
+        done.append(b"".join(body))
+        body = []
+        yield
+        at = bisect_right(runs, end, key=_run_end)
+    return b"".join((_section_head(structs, client, clock), *done)), size, end
+
+
+def _first_sent(runs: list[Run], clock: int) -> tuple[int, int]:
+    """With which run the section begins for somebody who knows what is before `clock`, and with
+    which clock."""
     at = 0
     if clock:
-        at = max(bisect_right(runs, clock, key=_run_start) - 1, 0)
-        if runs[at].end <= clock:
-            at += 1
-        elif runs[at].start < clock:
-            clock = runs[at].sent_from(clock)
+        at = bisect_right(runs, clock, key=_run_end)
+        if runs[at].start < clock:
+            return at, runs[at].sent_from(clock)
+    return at, max(clock, runs[at].start)
+
+
+def _section_head(structs: int, client: int, clock: int) -> bytearray:
     head = bytearray()
-    body: Chunks = []
-    begin = end = max(clock, runs[at].start)
+    write_var_uint(head, structs)
+    write_var_uint(head, client)
+    write_var_uint(head, clock)
+    return head
+
+
+def _write_runs(body: Chunks, runs: list[Run], clock: int, most: int) -> tuple[int, int, int, bool]:
+    """Append what runs have from `clock` on, and skips between them, until these are so many bytes.
+    Returns how many structs and bytes that makes, the clock after them, and whether there may be
+    more."""
     structs = size = 0
-    while at < len(runs) and size < most:
-        run = runs[at]
-        if run.start > end:
+    for run in runs:
+        if size >= most:
+            return structs, size, clock, False
+        if run.start > clock:
             skip = bytearray()
-            structs += _write_skip(skip, run.start - end)
+            structs += _write_skip(skip, run.start - clock)
             body.append(skip)
-        if run.start >= clock and len(run.raw) <= most - size:
+            clock = run.start
+        if run.start == clock and len(run.raw) <= most - size:
             structs += len(run.ends)
             size += len(run.raw)
             body.append(run.raw)
-            end = run.end
+            clock = run.end
         else:
-            count, raw, end = run.chunks_from(max(clock, run.start), most - size)
+            count, raw, clock = run.chunks_from(clock, most - size)
             structs += count
             size += sum(map(len, raw))
             body += raw
-            if end < run.end:
-                break
-        at += 1
-    write_var_uint(head, structs)
-    write_var_uint(head, client)
-    write_var_uint(head, begin)
-    chunks.append(head)
-    chunks += body
-    return size, end
+            if clock < run.end:
+                return structs, size, clock, False
+    return structs, size, clock, size < most
 
 
 def _count(number: int) -> bytes:
