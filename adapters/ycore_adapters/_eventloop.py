@@ -21,9 +21,29 @@ import anyio.abc
 
 Rest: TypeAlias = Callable[[], Awaitable[None]]
 """What has to be waited for."""
-Readable: TypeAlias = Callable[[], Rest | None]
+Readable: TypeAlias = Callable[[], "Rest | Turn | None"]
 """Called when a socket can be read. The socket is watched again when the rest is done. It must not
 raise, nor may the rest."""
+
+
+class Turn:
+    """What is done when a socket that can be read has its turn: until then it is not watched, and
+    no task waits, as all may be readable at once.
+
+    Args:
+        queue: given a call, has it done in that turn.
+        take: as `Readable`, in that turn.
+    """
+
+    __slots__ = ("queue", "take")
+
+    def __init__(self, queue: Callable[[Callable[[], None]], None], take: Readable) -> None:
+        self.queue = queue
+        self.take = take
+
+
+def _nothing() -> None:
+    """In the place of what a stopped watch called: the two would keep each other in memory."""
 
 
 class Watch:
@@ -36,6 +56,7 @@ class Watch:
 
     def stop(self) -> None:
         self.stopped = True
+        self.readable = _nothing
         anyio.notify_closing(self.sock)
 
     # libuv watches no socket any further that it has seen an error of, also if there was still
@@ -71,9 +92,27 @@ async def _watch(watch: Watch) -> None:
         except anyio.ClosedResourceError:
             return
         rest = watch.readable()
+        while isinstance(rest, Turn):
+            rest = await _had(rest, watch)
         if rest is not None:
             await rest()
             rest = None  # or it would keep what came until more comes
+
+
+async def _had(turn: Turn, watch: Watch) -> Rest | Turn | None:
+    """Wait for a turn, and what is left to be done after it."""
+    is_over = anyio.Event()
+    rest: Rest | Turn | None = None
+
+    def take() -> None:
+        nonlocal rest
+        if not watch.stopped:
+            rest = turn.take()
+        is_over.set()
+
+    turn.queue(take)
+    await is_over.wait()
+    return rest
 
 
 class _Trio(EventLoop):
@@ -144,7 +183,29 @@ class _AsyncioWatch(Watch):
         if rest is not None and not self.stopped:
             self._rests = True
             self._loop.remove_reader(self.sock.fileno())
+            self._do(rest)
+
+    def _do(self, rest: Rest | Turn) -> None:
+        if isinstance(rest, Turn):
+            rest.queue(partial(self._have_turn, rest.take))
+        else:
             self._tasks.start_soon(self._wait, rest)
+
+    def _have_turn(self, take: Readable) -> None:
+        rest = None if self.stopped else take()
+        if rest is not None and not self.stopped:
+            self._do(rest)
+        else:
+            self._rested()
+
+    async def _wait(self, rest: Rest) -> None:
+        await rest()
+        self._rested()
+
+    def _rested(self) -> None:
+        self._rests = False
+        if not self.stopped:
+            self._loop.add_reader(self.sock.fileno(), self._ready)
 
     def look(self) -> None:
         if self._was_ready and not self._rests and not self.stopped:
@@ -157,16 +218,11 @@ class _AsyncioWatch(Watch):
             self._loop.remove_reader(self.sock.fileno())
             self._loop.add_reader(self.sock.fileno(), self._ready)
 
-    async def _wait(self, rest: Rest) -> None:
-        await rest()
-        self._rests = False
-        if not self.stopped:
-            self._loop.add_reader(self.sock.fileno(), self._ready)
-
     def stop(self) -> None:
         if not self.stopped:
             self._loop.remove_reader(self.sock.fileno())
-        super().stop()
+        self.stopped = True
+        self.readable = _nothing
 
 
 def event_loop(tasks: anyio.abc.TaskGroup) -> EventLoop:

@@ -3,8 +3,9 @@
 Work is long if it does not end in one step: a long message, the answer to a question about a large
 document, a room that is loaded, a handshake. It is done in slices of some milliseconds
 (`Work.pause`), and between two of them whatever is short is done first, as the event loop comes
-upon it. In each turn of the loop slices for about `SLICE` in all may go on: one that is long, or
-several that turned out to be short.
+upon it. Short work waits here as well (`Turns.queue`) where a turn of the loop has brought so much
+of it that it has become long. In each turn of the loop, work for about `SLICE` in all may go on:
+one slice that is long, or several that turned out to be short.
 
 Which ones, is decided by what they have cost before: the address that has used the least of the
 others' time comes first, and of its rooms the one that has. So whoever asks for more waits for
@@ -14,6 +15,7 @@ would. Those that have the same address and room take turns.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush, heapreplace
@@ -25,17 +27,30 @@ from anyio import lowlevel
 
 __all__ = ["SLICE", "Party", "Turns", "Work"]
 
+logger = logging.getLogger(__name__)
+
 Party: TypeAlias = tuple[str | None, str | None]
 """On whose account work goes: an address and a room, as far as they are known."""
 
 SLICE: Final = 0.002
 """For how many seconds long work goes on before others get a turn."""
-_AT_ONCE: Final = 32
-"""How many slices may go on in one turn at most, however short they were before."""
 _LEAST: Final = 0.00005
 """As how many seconds a slice counts at least."""
 _IDLE_ACCOUNTS: Final = 64
 """How many accounts there may be at least before those who wait no more are forgotten."""
+
+
+class _Waiter:
+    """Whoever waits: a task, which a turn wakes, or a call, which is done in the turn."""
+
+    __slots__ = ("call", "event", "party")
+
+    def __init__(
+        self, party: Party, event: anyio.Event | None, call: Callable[[], None] | None
+    ) -> None:
+        self.party = party
+        self.event = event
+        self.call = call
 
 
 class _Account:
@@ -55,7 +70,7 @@ class _Account:
         """Those in it..."""
         self.heap: list[tuple[float, int, _Account]] = []
         """... and of them who waits: what it had used when it was put here, not more than now."""
-        self.waiting: deque[anyio.Event] = deque()
+        self.waiting: deque[_Waiter] = deque()
         self._most = _IDLE_ACCOUNTS
         """With how many accounts those are looked for that matter no more."""
 
@@ -94,23 +109,45 @@ class Turns:
         while True:
             await self._somebody.wait()
             while self._all.heap:
-                for _ in range(min(max(int(SLICE / self._mean), 1), _AT_ONCE)):
-                    if self._all.heap:
-                        self._next().set()
+                self._turn()
                 await lowlevel.checkpoint()
             self._somebody = anyio.Event()
             self._all = _Account(0.0)  # where nobody has to wait, it does not matter who used what
 
     def stop(self) -> None:
-        """There will be no more turns, and nobody waits for one."""
+        """There will be no more turns, and nobody waits for one. Calls are not done any more."""
         self._is_over = True
         while self._all.heap:
-            self._next().set()
+            event = self._next().event
+            if event is not None:
+                event.set()
+
+    def _turn(self) -> None:
+        """Have work go on for about `SLICE`. What a task will take is not known before, so it is
+        taken to be what tasks have taken of late."""
+        left = SLICE
+        while self._all.heap and left > 0:
+            waiter = self._next()
+            if waiter.call is not None:
+                began = self.clock()
+                try:
+                    waiter.call()
+                except Exception:  # a bug: it costs whoever it was for, and the others go on
+                    logger.exception("call failed")
+                used = max(self.clock() - began, _LEAST)
+                self._charge(waiter.party, used)
+                left -= used
+            elif waiter.event is not None:
+                waiter.event.set()
+                left -= self._mean
 
     def charge(self, party: Party, used: float) -> None:
-        """Some work took so long."""
+        """Some slice of a task took so long."""
         used = max(used, _LEAST)
         self._mean += (used - self._mean) / 8
+        self._charge(party, used)
+
+    def _charge(self, party: Party, used: float) -> None:
         account = self._all
         for name in party:
             account = account.account(name)
@@ -122,21 +159,27 @@ class Turns:
             await lowlevel.checkpoint()
             return
         event = anyio.Event()
-        self._add(party, event)
-        self._somebody.set()
+        self._add(_Waiter(party, event, None))
         await event.wait()
 
-    def _add(self, party: Party, event: anyio.Event) -> None:
+    def queue(self, party: Party, call: Callable[[], None]) -> None:
+        """Have something short done in a turn, without a task that waits for it. It must not raise.
+        Once there are no more turns, it is not done."""
+        if not self._is_over:
+            self._add(_Waiter(party, None, call))
+
+    def _add(self, waiter: _Waiter) -> None:
+        self._somebody.set()
         above = self._all
-        for name in party:
+        for name in waiter.party:
             account = above.account(name)
             if not account.heap and not account.waiting:
                 account.used = max(account.used, above.now)
                 heappush(above.heap, (account.used, next(self._count), account))
             above = account
-        above.waiting.append(event)
+        above.waiting.append(waiter)
 
-    def _next(self) -> anyio.Event:
+    def _next(self) -> _Waiter:
         """Who is next: it waits no longer."""
         above = self._all
         way: list[_Account] = []
@@ -148,7 +191,7 @@ class Turns:
                 above.now = max(above.now, used)
                 way.append(above)
                 above = account
-        event = above.waiting.popleft()
+        waiter = above.waiting.popleft()
         for above in reversed(way):
             account = above.heap[0][2]
             if account.heap or account.waiting:
@@ -156,7 +199,7 @@ class Turns:
                 heapreplace(above.heap, (account.used, next(self._count), account))
             else:
                 heappop(above.heap)
-        return event
+        return waiter
 
 
 class Work:

@@ -25,10 +25,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import isawaitable
 from types import TracebackType
 from typing import Final, Self, TypeAlias, TypeVar
@@ -66,7 +67,7 @@ from ._document import DocumentClosed, open_document
 from ._eventloop import EventLoop, event_loop
 from ._files import within
 from ._origins import check_origin
-from ._turns import SLICE, Party, Turns, Work
+from ._turns import Party, Turns, Work
 from .connection import Connection
 from .hooks import Access, HookCalls, Hooks, Refused, Request, is_own_cancellation
 from .stores import (
@@ -89,8 +90,11 @@ _LONG: Final = 16 * 1024
 """From how many bytes on a stored update is taken in step by step, and what is written to a member
 waits for what is shorter."""
 _LATE: Final = 0.01
-"""For how many seconds what is short is done as it comes. In a turn that has taken longer it waits
-for its turn like all else: many short messages are long work, and a crowd's are one for each."""
+"""For how many seconds what is short is done as it comes: reading, and then writing. In a turn that
+has taken longer it waits for its turn like all else: many short messages are long work, and a
+crowd's are one for each."""
+_FLUSHED_AT_ONCE: Final = 32
+"""After how many writes it is looked whether that took so long."""
 _PATIENCE: Final = 0.001
 """For how many seconds a busy room waits for more to send in one go, and since when it must have
 had something to do to be busy."""
@@ -302,8 +306,6 @@ class Driver:
         """Rooms that have got something to do in this turn."""
         self._dirty: list[Connection] = []
         """Connections that were sent something in this turn."""
-        self._long: deque[Connection] = deque()
-        """Those with much to write, for which there was no time in the turns before."""
         self._turn_ends = False
         """Whether the end of this turn is under way."""
         self._turn_began = 0.0
@@ -489,8 +491,12 @@ class Driver:
             logger.info("left %s", _Who(member.room.name, connection))
 
     def is_late(self, now: float) -> bool:
-        """Whether so much was done in this turn that what is short has to wait as well."""
-        return self._turn_ends and now > self._turn_began + _LATE
+        """Whether so much was done in this turn, which the first who asks begins, that what is
+        short has to wait as well."""
+        if not self._turn_ends:
+            self._end_turn_soon()
+            return False
+        return now > self._turn_began + _LATE
 
     def flush_soon(self, connection: Connection) -> None:
         """Have `connection.flush` called at the end of this turn of the event loop."""
@@ -1061,12 +1067,12 @@ class Driver:
             except Exception as exc:  # a bug: it costs this room its members, no more
                 failed = exc
             self._tasks.start_soon(self._work_through, room, work, failed)
-        self._flush_dirty()
+        self._flush_dirty(now + _LATE)
         now = self.clock()
         for room, _ in fresh:
             self._worked_off[room] = now
         self._turn_ends = False
-        if self._fresh or self._dirty or self._long:
+        if self._fresh or self._dirty:
             self._end_turn_soon()
 
     def _is_to_wait(self, room: Room, work: _Work, now: float) -> bool:
@@ -1078,27 +1084,27 @@ class Driver:
         seen, work.seen = work.seen, work.added
         return seen < work.added
 
-    def _flush_dirty(self) -> None:
+    def _flush_dirty(self, until: float) -> None:
+        """Write out what is short, as far as there is time in this turn. The rest waits for turns:
+        many may be sent something, or much."""
         dirty, self._dirty = self._dirty, []
-        for connection in dirty:
-            if connection.waiting > _LONG:
-                self._long.append(connection)
+        is_late = False
+        for turn, connection in enumerate(dirty, 1):
+            if is_late or connection.waiting > _LONG:
+                self.turns.queue((connection.address, None), partial(self._flush, connection))
                 continue
             try:
                 connection.flush()
             except Exception:  # a bug: it costs this connection's member, nobody else
                 logger.exception("flush failed")
-        if self._long:
-            self._flush_long()
+            if not turn % _FLUSHED_AT_ONCE:
+                is_late = self.clock() > until
 
-    def _flush_long(self) -> None:
-        """Flush those that have much to write, as far as there is time in this turn."""
-        until = self.clock() + SLICE
-        while self._long and self.clock() < until:
-            try:
-                self._long.popleft().flush()
-            except Exception:  # as above
-                logger.exception("flush failed")
+    def _flush(self, connection: Connection) -> None:
+        try:
+            connection.flush()
+        except Exception:  # as above
+            logger.exception("flush failed")
 
     # -- time
     # A task that waits, perhaps for long, holds no room or connection in a variable.

@@ -18,7 +18,7 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,7 +34,7 @@ from anyio import lowlevel
 from ycore import CloseCode, Frame, Member, State
 
 from ._deflate import Window
-from ._eventloop import EventLoop, Rest, event_loop
+from ._eventloop import EventLoop, Rest, Turn, event_loop
 from ._paths import check_prefix, no_room
 from ._peer import Event, Peer, PeerState, frame_message, refusal
 from ._turns import Party
@@ -351,6 +351,8 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
         """How many bytes of its message are kept, unfinished or being worked on."""
         self.began = 0.0
         """Since when."""
+        self._queued = 0.0
+        """Since when it waits for its turn, or when that was."""
         self._came = 0
         """How much had come of a message when it was last looked at, ..."""
         self._late_at = inf
@@ -410,38 +412,45 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
 
     # -- reading
 
-    def _readable(self) -> Rest | None:
-        """Read once, and work off what came."""
+    def _readable(self, in_turn: bool = False) -> Rest | Turn | None:
+        """Read once, and work off what came; or wait for a turn. A handshake always does, and so
+        does all that comes late in a turn of the loop, before it is read: everyone may be readable
+        at once, or have gone."""
+        now = self._had_turn() if in_turn else time.monotonic()
         try:
             if self._answers > self.server.settings.max_answer_bytes and not self._dead:
                 return self._answers_taken
+            if not in_turn and (self.peer.state is not _OPEN or self.server.driver.is_late(now)):
+                return Turn(self._queue, partial(self._readable, True))
             data = self.sock.recv(_READ_BYTES)
             if not data:
                 raise OSError(errno.EPIPE, "the end")
-            self.heard = time.monotonic()
+            self.heard = now
             self.pinged = None
-            if (
-                self.peer.state is not _OPEN
-                or len(data) > _SLICE_BYTES
-                or self.server.driver.is_late(self.heard)
-            ):
-                return partial(self._work_off, [], data)
-            until = self.heard + _TURN
+            if self.peer.state is not _OPEN or len(data) > _SLICE_BYTES:
+                go_on = partial(self._go_on, data)
+                return go_on() if in_turn else Turn(self._queue, go_on)
+            until = now + _TURN
             rest = self._take_now(self.peer.receive(data), until)
             if rest or self.peer.has_more:
                 return partial(self._work_off, rest)
             self._worked_off()
             if time.monotonic() > until:  # who costs so much is read again when others had a turn
-                return self._my_turn
+                self.server.driver.turns.charge(self._party, _TURN)
+                return Turn(self._queue, partial(self._readable, True))
         except BlockingIOError:
             pass
         except OSError:  # the connection broke, or has ended
             self._watch.stop()
-            self.server.see_off(self)
+            self._see_off()
         except Exception:  # a bug: it costs this connection, not the others
             logger.exception("connection failed")
             self.end()
         return None
+
+    def _go_on(self, data: bytes) -> Rest:
+        """Its turn has come: work off what was read."""
+        return partial(self._work_off, [], data, self._had_turn() + _TURN)
 
     def _take_now(self, events: list[Event], until: float) -> list[Event | Frame]:
         """Take in messages. Returns what is left: what has to wait, and what comes after that. The
@@ -457,12 +466,19 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                     return [frame, *events[i + 1 :]]
         return []
 
-    async def _work_off(self, events: list[Event | Frame], data: bytes | None = None) -> None:
-        """What may take longer: wait where that has to be, and let others have their turns."""
+    async def _work_off(
+        self, events: list[Event | Frame], data: bytes | None = None, turn_ends: float = 0.0
+    ) -> None:
+        """What may take longer: wait where that has to be, and let others have their turns. What
+        comes meanwhile is read on, as long as the turn lasts: were each 16 KB of a long message to
+        wait for a turn, it would take as many as all the others want.
+
+        Args:
+            turn_ends: when the turn ends that this connection has; 0 if it has none.
+        """
         try:
-            turn_ends = 0.0
             at = 0
-            while events or data is not None or self.peer.has_more:
+            while True:
                 for event in events:
                     turn_ends = await self._share(turn_ends)
                     await self._take(event)
@@ -475,33 +491,61 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                     events += self.peer.receive(data[at : at + _SLICE_BYTES])
                     at += _SLICE_BYTES
                     if at >= len(data):
-                        data = None
+                        at, data = 0, None
+                else:
+                    self._worked_off()
+                    data = self._read_on(turn_ends)
+                    if data is None:
+                        break
                 if self.peer.unfinished and not events:
                     self.server.hold(self, self.peer.unfinished)
             self.server.driver.turns.charge(self._party, time.monotonic() - turn_ends + _TURN)
-            self._worked_off()
         except OSError:  # the connection broke
             self.end()
         except Exception:  # a bug: it costs this connection, not the others
             logger.exception("connection failed")
             self.end()
 
+    def _read_on(self, turn_ends: float) -> bytes | None:
+        """What has come meanwhile, if it may be read in this turn."""
+        if (
+            self.peer.state is not _OPEN
+            or self._answers > self.server.settings.max_answer_bytes
+            or time.monotonic() > turn_ends
+        ):
+            return None
+        with suppress(BlockingIOError):
+            return self.sock.recv(_READ_BYTES) or None  # of the end the watch will tell
+        return None
+
     async def _share(self, turn_ends: float) -> float:
         """Let the others have a turn if this one is over; return when the present one ends."""
-        if time.monotonic() <= turn_ends:
+        now = time.monotonic()
+        if now <= turn_ends:
             return turn_ends
-        await self._my_turn(_TURN if turn_ends else 0.0)
-        return time.monotonic() + _TURN
-
-    async def _my_turn(self, used: float = _TURN) -> None:
-        """Wait for the next turn. It is our queue: this is no time that the peer takes."""
         turns = self.server.driver.turns
-        turns.charge(self._party, used)
-        began, self.busy = time.monotonic(), True
+        if turn_ends:
+            turns.charge(self._party, now - turn_ends + _TURN)
+        self._waits()
         await turns.wait(self._party)
-        self.heard, self.busy = time.monotonic(), False
+        return self._had_turn() + _TURN
+
+    def _queue(self, call: Callable[[], None]) -> None:
+        """Have something done when it has its turn."""
+        self._waits()
+        self.server.driver.turns.queue(self._party, call)
+
+    def _waits(self) -> None:
+        self._queued, self.busy = time.monotonic(), True
+
+    def _had_turn(self) -> float:
+        """It has its turn: the time. It was our queue: that is no time that the peer has taken."""
+        now = self.heard = time.monotonic()
+        self.busy = False
         if self.peer.state is PeerState.REQUEST:
-            self.since += self.heard - began
+            self.since += now - self._queued
+            self._queued = now
+        return now
 
     @property
     def _party(self) -> Party:
@@ -549,7 +593,7 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
                 self.flush()
                 self.end()
 
-    def see_off(self) -> None:
+    def _see_off(self) -> None:
         """The peer sends nothing more."""
         try:
             self.peer.receive(b"")
@@ -580,6 +624,8 @@ class _Socket:  # a `Connection`, but that one can't be compiled, being for othe
             self.leave()
             self._watch.stop()
             self.abort()
+            if self._writing:
+                anyio.notify_closing(self.sock)
             self.sock.close()
 
     # -- writing
@@ -750,8 +796,6 @@ class Server:
         self._held = 0
         """How much they hold in all of messages."""
         self._refused = _Refused()
-        self._leaving: deque[_Socket] = deque()
-        """Connections whose peers send nothing more."""
         self._warned = self._warned_of_space = -inf
         self._accepting = anyio.CancelScope()
         self._patience = anyio.CancelScope()
@@ -856,22 +900,6 @@ class Server:
         self._sockets.add(_Socket(self, sock, address))
         self._addresses[address] += 1
 
-    def see_off(self, sock: _Socket) -> None:
-        """A peer sends nothing more: see to that soon. All may go at once."""
-        self._leaving.append(sock)
-        if len(self._leaving) == 1:
-            self.loop.soon(self._see_off)
-
-    def _see_off(self) -> None:
-        until = time.monotonic() + _TURN
-        while self._leaving:
-            self._leaving[0].see_off()
-            self._leaving.popleft()
-            if time.monotonic() > until:
-                break
-        if self._leaving:
-            self.loop.soon(self._see_off)
-
     def warn_of(self, sock: _Socket, problem: str) -> None:
         """A WebSocket is open or was asked for, and its client waits for what will never come. Say
         so, but not of everyone."""
@@ -929,9 +957,15 @@ class Server:
         while True:
             await anyio.sleep(_SWEEP)
             now = time.monotonic()
-            for sock in tuple(self._sockets):
-                sock.sweep(now)
             self._refused.sweep(now)
+            until = now + _TURN
+            for sock in tuple(self._sockets):
+                if time.monotonic() > until:
+                    await lowlevel.checkpoint()
+                    now = time.monotonic()
+                    until = now + _TURN
+                if sock in self._sockets:
+                    sock.sweep(now)
 
 
 def _first(outbox: list[bytes | memoryview], size: int) -> list[bytes | memoryview]:
