@@ -184,7 +184,7 @@ class SQLiteStore(OwnedStore):
     ) -> AsyncGenerator[StoredUpdate, None]:
         millis = None if at is None else round(at * 1000)
         until = Until(millis)
-        key, first = await self._run(self._begin, room, millis)
+        key, oldest, first = await self._run(self._begin, room, millis)
         damage: list[tuple[int, int]] = []
         found = False
         is_all = False
@@ -195,10 +195,13 @@ class SQLiteStore(OwnedStore):
                 yield update
         if damage:
             which = ", ".join(str(number) for number, _ in damage)
+            lost = [size for number, size in damage if number == oldest or not number % 2]
+            if len(lost) < len(damage):
+                which += " (what a snapshot had is taken from the history)"
             raise RoomCorrupt(
                 f"{self.path}: of the room {room!r} these updates can't be read: {which}. "
                 "`ycore repair` keeps the others",
-                sum(size for _, size in damage),
+                sum(lost),
             )
         if at is None:
             self._used.setdefault(room, _Used()).read_to = max(first - 1, 0)
@@ -274,6 +277,7 @@ class SQLiteStore(OwnedStore):
         return f"{self.path}: another program has written to the room {room!r}, while it was open"
 
     async def repair(self, room: str, keep: Callable[[bytes], bool]) -> str:
+        await self.release(room)
         await self._change(self._repair, room, keep)
         return f"{self.path}, table damaged"
 
@@ -352,17 +356,32 @@ class SQLiteStore(OwnedStore):
             raise RoomNotFound(f"no room {room!r} in {self.path}")
         return row[0], row[1]
 
-    def _begin(self, db: sqlite3.Connection, room: str, until: int | None) -> tuple[int, int]:
-        """The room's key, and the id of the first update to read."""
+    def _begin(self, db: sqlite3.Connection, room: str, until: int | None) -> tuple[int, int, int]:
+        """The room's key, the id of its oldest update, and that of the first to read."""
         key, snapshot = self._room(db, room)
-        if until is None:
-            return key, snapshot
         oldest, time = db.execute(
-            "SELECT min(id), time FROM updates WHERE room = ?", (key,)
+            "SELECT ifnull(min(id), 0), time FROM updates WHERE room = ?", (key,)
         ).fetchone()
-        if oldest is not None and oldest % 2 and time > until:
+        if until is None:
+            return key, oldest, self._base(db, key, snapshot)
+        if oldest % 2 and time > until:
             raise HistoryNotKept(f"of {room!r} nothing is kept from before {when(time / 1000)}")
-        return key, 0
+        return key, oldest, 0
+
+    def _base(self, db: sqlite3.Connection, key: int, snapshot: int) -> int:
+        """The id of the last snapshot that can be read, 0 if there is none. What those after it
+        have summed up is in the history."""
+        while snapshot:
+            row = db.execute(
+                "SELECT data, metadata, crc FROM updates WHERE room = ? AND id = ?", (key, snapshot)
+            ).fetchone()
+            if row is not None and row[2] == _crc(row[0], row[1]):
+                break
+            (snapshot,) = db.execute(
+                "SELECT ifnull(max(id), 0) FROM updates WHERE room = ? AND id < ? AND id % 2",
+                (key, snapshot),
+            ).fetchone()
+        return snapshot
 
     def _read(
         self,
@@ -464,10 +483,7 @@ class SQLiteStore(OwnedStore):
         ).fetchone()
         if written != (data,):
             raise StoreUnavailable(f"{self.path} does not hold what was written to it")
-        has_history = db.execute(
-            "SELECT 1 FROM updates WHERE room = ? AND id < ? LIMIT 1", (key, before)
-        ).fetchone()
-        if not (self.keep_history or has_history):
+        if not (self.keep_history or self._has_history(db, key, before)):
             db.execute("DELETE FROM updates WHERE room = ? AND id < ?", (key, snapshot))
         used.bytes, used.snapshot_bytes = db.execute(
             "UPDATE rooms SET snapshot = ?, snapshot_bytes = ?, bytes = ("
@@ -478,6 +494,19 @@ class SQLiteStore(OwnedStore):
         if used.read_to is not None:
             used.read_to = max(used.read_to, snapshot)
         self._unsynced.setdefault(room, monotonic())
+
+    def _has_history(self, db: sqlite3.Connection, key: int, snapshot: int) -> bool:
+        """Whether something is kept that a snapshot has summed up: the last one, or one that was
+        damaged, and put aside by a repair."""
+        found = db.execute(
+            "SELECT 1 FROM updates WHERE room = ?1 AND id < ?2 UNION ALL"
+            " SELECT 1 FROM damaged JOIN updates USING (room, id, time, crc)"
+            " WHERE room = ?1 AND id < ("
+            "  SELECT max(id) FROM damaged WHERE room = ?1 AND id % 2"
+            ") LIMIT 1",
+            (key, snapshot),
+        ).fetchone()
+        return found is not None
 
     def _delete(self, db: sqlite3.Connection, room: str) -> None:
         key, _ = self._room(db, room)
@@ -492,7 +521,7 @@ class SQLiteStore(OwnedStore):
         return [name.decode("utf-8", "surrogatepass") for (name,) in names]
 
     def _repair(self, db: sqlite3.Connection, room: str, keep: Callable[[bytes], bool]) -> None:
-        key, _ = self._room(db, room)
+        key, snapshot = self._room(db, room)
         now = time_ns() // 1_000_000
         db.execute("INSERT INTO damaged SELECT *, ? FROM updates WHERE room = ?", (now, key))
         rows = db.execute("SELECT id, data, metadata, crc FROM updates WHERE room = ?", (key,))
@@ -502,6 +531,14 @@ class SQLiteStore(OwnedStore):
             if crc != _crc(data, metadata) or not keep(data)
         ]
         db.executemany("DELETE FROM updates WHERE room = ? AND id = ?", bad)
+        snapshot = self._base(db, key, snapshot)
+        db.execute(
+            "UPDATE rooms SET snapshot = ?1, (bytes, snapshot_bytes) = ("
+            "  SELECT ifnull(sum(length(data)), 0), ifnull(sum(length(data) * (id = ?1)), 0)"
+            "  FROM updates WHERE room = ?2 AND id >= ?1"
+            ") WHERE id = ?2",
+            (snapshot, key),
+        )
 
     # -- syncing
 
