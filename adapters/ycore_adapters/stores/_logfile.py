@@ -64,7 +64,7 @@ _TOKEN_BYTES: Final = 4
 _UNFINISHED: Final = re.compile(rf".*\.[0-9a-f]{{{2 * _TOKEN_BYTES}}}\{NEW}", re.DOTALL)
 PAST: Final = ".past"
 _TORN: Final = ".torn"
-_DAMAGED: Final = ".damaged"
+DAMAGED: Final = ".damaged"
 _CHUNK: Final = 1024 * 1024
 """How much is read, or copied, in one go."""
 
@@ -867,7 +867,7 @@ class LogFile:
 
     def _aside(self) -> Path:
         """A free name for a damaged log."""
-        directory = self.path.with_suffix(_DAMAGED)
+        directory = self.path.with_suffix(DAMAGED)
         with translated(f"can't make {directory}"):
             os.makedirs(directory, 0o750, exist_ok=True)
             there = numbered(directory)
@@ -878,7 +878,7 @@ class LogFile:
         with translated(f"can't delete {self.path}"):
             if not self.path.exists():
                 raise RoomNotFound(f"there is no {self.path}")
-            for suffix in (PAST, _DAMAGED):
+            for suffix in (PAST, DAMAGED):
                 if (directory := self.path.with_suffix(suffix)).exists():
                     shutil.rmtree(directory)
             for suffix in (_TORN, SUFFIX):  # the log last: until it goes, the room is there
