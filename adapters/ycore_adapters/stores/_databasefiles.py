@@ -18,7 +18,7 @@ from struct import Struct
 from typing import Final
 
 from ._logfile import DAMAGED, sync_path
-from ._owned import identity, translated
+from ._owned import failed, identity, translated
 from .interface import StoreUnavailable
 
 _ENDINGS: Final = ("", "-wal", "-shm")
@@ -42,7 +42,7 @@ class DatabaseFiles:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._ours: dict[Path, tuple[int, int]] = {}
+        self._ours: dict[str, tuple[int, int]] = {}
         self._log, self._index = (Path(f"{path}{ending}") for ending in _ENDINGS[1:])
         self._index_fd: int | None = None
         if sys.platform == "win32":
@@ -56,32 +56,32 @@ class DatabaseFiles:
 
     def has_taken_place(self, path: Path) -> None:
         """The file that is there now is ours."""
-        self._ours[path] = identity(os.stat(path))
+        self._ours[str(path)] = identity(os.stat(path))
 
     def check(self) -> None:
         """
         Raises:
             StoreUnavailable: what is written to them won't stay.
         """
-        for path, known in self._ours.items():
-            with translated(f"can't look at {path}"):
-                try:
-                    found = identity(os.stat(path))
-                except (FileNotFoundError, NotADirectoryError):
-                    raise StoreUnavailable(f"{path} was removed by somebody else") from None
-            if found != known:
-                raise StoreUnavailable(f"{path} was replaced by somebody else")
-        # Another program may empty the log between the two looks of one try.
-        if self._index_fd is not None and not any(self._is_log_whole() for _ in range(_TRIES)):
-            raise StoreUnavailable(f"{self._log} was cut short by somebody else")
+        path = ""
+        try:
+            for path, known in self._ours.items():
+                if identity(os.stat(path)) != known:
+                    raise StoreUnavailable(f"{path} was replaced by somebody else")
+            # Another program may empty the log between the two looks of one try.
+            if self._index_fd is not None and not any(self._is_log_whole() for _ in range(_TRIES)):
+                raise StoreUnavailable(f"{self._log} was cut short by somebody else")
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreUnavailable(f"{path} was removed by somebody else") from None
+        except OSError as exc:
+            raise failed(f"can't look at {path}", exc) from exc
 
     def _is_log_whole(self) -> bool:
         assert self._index_fd is not None
         page, frames = _INDEX.unpack(os.pread(self._index_fd, _INDEX.size, 0))
         frame = _FRAME_HEADER + (2**16 if page == 1 else page)
-        least = _LOG_HEADER + frames * frame if frames else 0
-        with translated(f"can't look at {self._log}"):
-            return os.stat(self._log).st_size >= least
+        least: int = _LOG_HEADER + frames * frame if frames else 0
+        return os.stat(self._log).st_size >= least
 
     def replace_by(self, new: Path) -> None:
         """Put another database in the place of this one, without a log. What somebody else has put
@@ -123,7 +123,7 @@ class DatabaseFiles:
                 found = os.lstat(path)
             except FileNotFoundError:
                 continue
-            if identity(found) != self._ours.get(path):
+            if identity(found) != self._ours.get(str(path)):
                 yield path, ending, stat.S_ISREG(found.st_mode)
 
     def close(self) -> None:
