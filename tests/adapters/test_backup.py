@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -226,13 +227,25 @@ def test_where_one_is_there_is_no_place_for_a_copy(data: Path) -> None:
     assert "there is something at ." in result.output
 
 
-def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(data: Path, tmp_path: Path) -> None:
+def test_what_is_no_log_is_not_waited_for_and_stops_no_copy(data: Path, tmp_path: Path) -> None:
     fill(data)
+    rooms = sorted(path.name for path in data.glob("*.ylog"))
     os.mkfifo(data / "pipe.ylog")
+    (data / "folder.ylog").mkdir()
+    one, other = data / rooms[0], data / rooms[1]
+    one.with_suffix(".past").mkdir()
+    (one.with_suffix(".past") / "notes").write_bytes(b"stray")
+    os.mkfifo(one.with_suffix(".past") / "pipe")
+    shutil.rmtree(other.with_suffix(".past"), ignore_errors=True)
+    other.with_suffix(".past").write_bytes(b"stray")
     result = ycore("backup", "--data", data, tmp_path / "copy")
     assert result.exit_code == 1
-    assert f"can't copy {data / 'pipe.ylog'}: it is no regular file" in result.output
-    assert not (tmp_path / "copy").exists()
+    for name in ("pipe.ylog", "folder.ylog"):
+        assert f"can't copy {data / name}: it is no regular file" in result.output
+    assert f"can't list {other.with_suffix('.past')}: Not a directory" in result.output
+    assert f"{len(rooms) + 2} rooms copied to {tmp_path / 'copy'}, 3 damaged" in result.output
+    copied = sorted(path.name for path in (tmp_path / "copy").iterdir())
+    assert copied == [name for name in rooms if name != other.name]
 
 
 def test_a_damaged_database_is_copied_and_told(tmp_path: Path) -> None:

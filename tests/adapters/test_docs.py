@@ -134,7 +134,8 @@ def test_an_application_is_made_in_each_framework(app: str, tmp_path: Path) -> N
 
 
 def test_a_store_of_ones_own_is_tested(tmp_path: Path) -> None:
-    [source] = blocks("docs/stores.md")
+    by_url, source = blocks("docs/stores.md")
+    assert run(f"{by_url}\nassert store.keep_history", tmp_path) == ""
     (tmp_path / "test_my_store.py").write_text(source)
     told = run("import pytest; raise SystemExit(pytest.main(['-q', 'test_my_store.py']))", tmp_path)
     assert re.search(r"^\d+ passed", told, re.MULTILINE), told

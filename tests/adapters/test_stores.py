@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sqlite3
+import stat
 import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, closing, suppress
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
@@ -18,6 +20,7 @@ import pytest
 from ycore_adapters.stores import (
     FileStore,
     Fsync,
+    HistoryNotKept,
     MemoryStore,
     RoomCorrupt,
     RoomNotFound,
@@ -28,10 +31,13 @@ from ycore_adapters.stores import (
 )
 from ycore_adapters.stores._log import MAX_NAME, encode_header, encode_record
 from ycore_adapters.stores._logfile import LogFile
+from ycore_adapters.stores._names import file_name
 from ycore_adapters.stores.testing import store_tests
 
 pytestmark = pytest.mark.anyio
 
+NOTHING = bytes(2)
+"""The update with nothing in it."""
 POLICIES: tuple[Fsync, ...] = get_args(Fsync)
 
 
@@ -526,27 +532,31 @@ async def test_a_log_has_outgrown_its_document_at_twice_its_snapshot(directory: 
             assert store.outgrown("r")
 
 
-async def test_a_compaction_that_failed_is_not_tried_again_at_once(
-    directory: Path, disk: Disk
-) -> None:
+async def test_a_compaction_that_failed_may_be_tried_again(directory: Path, disk: Disk) -> None:
+    """When, is for the driver to say, which knows that of every store."""
     async with FileStore(directory, compact_from=1000) as store:
         await store.append("r", at(1, b"x" * 1000))
         disk.room_for = 100
         with pytest.raises(StoreUnavailable, match="No space left"):
             await compact(store, "r", b"y" * 500)
         disk.room_for = None
-        assert not store.outgrown("r")
-        await store.append("r", at(1, b"x" * 1000))
         assert store.outgrown("r")
         await compact(store, "r", b"y" * 500)
+        assert not store.outgrown("r")
         assert await load(store, "r") == [b"y" * 500]
 
 
 async def test_what_a_crash_left_of_a_compaction_is_removed(directory: Path) -> None:
+    """And nothing else that somebody keeps there."""
     await make_log(directory, [b"1"])
-    (directory / "r.new").write_bytes(b"half a snapshot")
+    (directory / "r.0123abcd.new").write_bytes(b"half a snapshot")
+    (directory / "notes.new").write_bytes(b"precious")
+    (directory / "folder.0123abcd.new").mkdir()
     async with FileStore(directory) as store:
-        assert not (directory / "r.new").exists()
+        assert sorted(path.name for path in directory.glob("*.new")) == [
+            "folder.0123abcd.new",
+            "notes.new",
+        ]
         assert await load(store, "r") == [b"1"]
 
 
@@ -714,7 +724,218 @@ async def test_what_is_kept_twice_after_a_crash_is_kept_once_more(directory: Pat
         assert await load(store, "r") == [b"1"]
 
 
+@pytest.mark.parametrize("keep_history", [False, True])
+async def test_a_stray_file_in_the_past_stops_nothing(directory: Path, keep_history: bool) -> None:
+    """Of a file manager, an editor or a backup program. What is a number is taken for a log."""
+    async with FileStore(directory, keep_history=keep_history) as store:
+        past = directory / "r.past"
+        past.mkdir(parents=True)
+        strays = {".DS_Store", "00000001.bak", "\u00b2", "x"}
+        for name in strays:
+            (past / name).write_bytes(b"stray")
+        for time in (10, 20):
+            await store.append("r", at(time, NOTHING))
+            await compact(store, "r", NOTHING, time=time + 5)
+        logs = {"00000001", "00000002"} if keep_history else set()
+        assert set(os.listdir(past)) == strays | logs
+        assert await store.check_history("r") == []
+        if keep_history:
+            assert [u async for u, _, _ in store.load("r", at=10)] == [NOTHING]
+            os.remove(past / "00000002")
+            (past / "00000002").mkdir()
+            await store.append("r", at(30, NOTHING))
+            await compact(store, "r", NOTHING, time=35)
+            assert sorted(set(os.listdir(past)) - strays)[-1] == "00000003"
+            (problem,) = [p for p in await store.check_history("r") if "00000002" in p]
+            assert "it is no regular file" in problem
+
+
+async def test_a_past_that_is_no_directory_is_told(directory: Path) -> None:
+    async with FileStore(directory) as store:
+        await store.append("r", at(10, b"1"))
+        (directory / "r.past").write_bytes(b"stray")
+        with pytest.raises(StoreUnavailable, match=r"can't list .*r\.past: Not a directory"):
+            await compact(store, "r", b"1")
+        assert "can't list" in (await store.check_history("r"))[0]
+        assert await load(store, "r") == [b"1"]
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)  # no name is too long for that
+
+
+def _device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [_pipe, _socket, _device, Path.mkdir])
+async def test_what_is_no_file_is_not_waited_for(
+    directory: Path, make: Callable[[Path], None]
+) -> None:
+    """Where its name does not tell the room, it is looked into."""
+    why = "No such device" if make is _socket else "it is no regular file"
+    hashed = Path(file_name("x" * 300) + ".ylog")
+    async with FileStore(directory) as store:
+        await store.append("a", at(1, b"1"))
+        make(directory / hashed)
+        make(directory / "r.ylog")
+        make(directory / "a.torn")
+        with anyio.fail_after(60):
+            assert await rooms(store) == ["a", "r"]
+            (told,) = await store.nameless()
+            assert str(directory / hashed) in told
+            assert why in told
+            for room in ("r", "x" * 300):
+                with pytest.raises(StoreUnavailable, match=why):
+                    await load(store, room)
+                with pytest.raises(StoreUnavailable, match=why):
+                    await store.append(room, at(1, b"1"))
+                with pytest.raises(StoreUnavailable, match=why):
+                    await store.repair(room, lambda update: True)
+            await store.release("a")
+            with (directory / "a.ylog").open("ab") as file:
+                file.write(b"\0" * 30)
+            with pytest.raises(StoreUnavailable, match="can't cut the torn tail"):
+                await load(store, "a")
+
+
 # ---- repairing
+
+
+@pytest.fixture(params=["files", "sqlite"])
+def kind(request: pytest.FixtureRequest, directory: Path) -> Callable[..., Store]:
+    """Makes a store of a kind."""
+    if request.param == "files":
+        return lambda **options: FileStore(directory, **options)
+    return lambda **options: SQLiteStore(directory / "rooms.db", **options)
+
+
+def break_updates(directory: Path, *updates: bytes) -> None:
+    """Flip a bit of each, wherever it is stored."""
+    database = directory / "rooms.db"
+    if database.exists():
+        with closing(sqlite3.connect(database)) as db, db:
+            for update in updates:
+                db.execute("UPDATE updates SET crc = crc + 1 WHERE data = ?", (update,))
+        return
+    for path in directory.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            for update in updates:
+                content = content.replace(update, bytes([update[0] ^ 1]) + update[1:])
+            path.write_bytes(content)
+
+
+async def load_damaged(store: Store) -> tuple[list[bytes], int]:
+    """What is given of the room "r", and how many bytes are said to be lost."""
+    read: list[bytes] = []
+    with pytest.raises(RoomCorrupt, match="`ycore repair`") as damage:
+        async for stored in store.load("r"):
+            read.append(stored.update)
+    return read, damage.value.lost
+
+
+@pytest.mark.parametrize(
+    ("broken", "left", "lost"),
+    [
+        ([b"snapshot 2"], [b"snapshot 1", b"edit 2", b"edit 3", b"edit 4"], 0),
+        ([b"snapshot 2", b"snapshot 1"], [b"edit 1", b"edit 2", b"edit 3", b"edit 4"], 0),
+        ([b"snapshot 2", b"edit 2"], [b"snapshot 1", b"edit 3", b"edit 4"], 6),
+        ([b"snapshot 2", b"snapshot 1", b"edit 1"], [b"edit 2", b"edit 3", b"edit 4"], 6),
+        ([b"snapshot 2", b"edit 4"], [b"snapshot 1", b"edit 2", b"edit 3"], 6),
+    ],
+)
+async def test_the_history_makes_good_for_a_snapshot_that_is_damaged(
+    kind: Callable[..., Store],
+    directory: Path,
+    broken: list[bytes],
+    left: list[bytes],
+    lost: int,
+) -> None:
+    async with kind(keep_history=True) as store:
+        for number in (1, 2):
+            await store.append("r", at(10 * number, b"edit %d" % number))
+            await compact(store, "r", b"snapshot %d" % number, time=10 * number + 5)
+        await store.append("r", at(30, b"edit 3", b"edit 4"))
+    break_updates(directory, *broken)
+    async with kind() as store:
+        assert await load_damaged(store) == (left, lost)
+        await store.repair("r", lambda update: True)
+    async with kind() as store:  # which goes on keeping the history
+        assert await load(store, "r") == left
+        await store.append("r", at(40, b"edit 5"))
+        assert await load(store, "r") == [*left, b"edit 5"]
+        await compact(store, "r", b"snapshot 4", time=45)
+        assert await load(store, "r") == [b"snapshot 4"]
+        with suppress(RoomCorrupt):
+            loading = store.load("r", at=40)
+            assert b"edit 5" in [stored.update async for stored in loading]
+        with pytest.raises((RoomNotFound, RoomCorrupt)):  # and not HistoryNotKept
+            _ = [stored async for stored in store.load("r", at=9)]
+
+
+async def test_nor_is_a_snapshot_taken_that_is_not_to_be_kept(kind: Callable[..., Store]) -> None:
+    async with kind(keep_history=True) as store:
+        await store.append("r", at(10, b"1"))
+        await compact(store, "r", b"malformed")
+        await store.append("r", at(20, b"2"))
+        await store.release("r")
+        await store.repair("r", lambda update: update != b"malformed")
+        assert await load(store, "r") == [b"1", b"2"]
+
+
+async def test_a_snapshot_without_a_history_is_lost(
+    kind: Callable[..., Store], directory: Path
+) -> None:
+    async with kind() as store:
+        await store.append("r", at(10, b"edit 1"))
+        await compact(store, "r", b"snapshot")
+        await store.append("r", at(20, b"edit 2"))
+    break_updates(directory, b"snapshot")
+    async with kind() as store:
+        assert await load_damaged(store) == ([b"edit 2"], 8)
+        await store.repair("r", lambda update: True)
+        assert await load(store, "r") == [b"edit 2"]
+        await compact(store, "r", b"snapshot 2")  # nor does it begin one
+        with pytest.raises(HistoryNotKept):
+            _ = [stored async for stored in store.load("r", at=20)]
+
+
+@pytest.mark.parametrize("content", [b"", bytes(5000)])
+async def test_the_history_makes_good_for_a_log_that_was_emptied(
+    directory: Path, content: bytes
+) -> None:
+    async with FileStore(directory, keep_history=True) as store:
+        await store.append("r", at(10, b"1"))
+        await compact(store, "r", b"snapshot 1")
+        await store.append("r", at(20, b"2"))
+        await compact(store, "r", b"snapshot 2")
+    (directory / "r.ylog").write_bytes(content)
+    async with FileStore(directory) as store:
+        assert await load_damaged(store) == ([b"snapshot 1", b"2"], 0)
+        with pytest.raises(RoomCorrupt):
+            await store.append("r", at(30, b"3"))
+        await store.repair("r", lambda update: True)
+        await store.append("r", at(30, b"3"))
+        assert await load(store, "r") == [b"snapshot 1", b"2", b"3"]
+
+
+async def test_damage_in_the_past_hides_nothing_after_it(directory: Path) -> None:
+    async with FileStore(directory, keep_history=True) as store:
+        await store.append("r", at(10, b"one", b"two"))
+        await compact(store, "r", b"12", time=15)
+        await store.append("r", at(20, b"three"))
+    break_updates(directory, b"one")
+    async with FileStore(directory) as store:
+        read: list[bytes] = []
+        with pytest.raises(RoomCorrupt, match="00000001"):
+            async for stored in store.load("r", at=20):
+                read.append(stored.update)
+        assert read == [b"two", b"12", b"three"]
 
 
 @pytest.mark.parametrize("harm", [_flip_in_the_middle, _of_a_longer_name, _of_another_room])

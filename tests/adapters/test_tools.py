@@ -439,10 +439,10 @@ def test_where_nothing_is_nothing_is_made(data: Path, command: list[str]) -> Non
 _OWNER = """
 import anyio, sys
 from pathlib import Path
-from ycore_adapters.cli._common import store_at
+from ycore_adapters.stores import open_store
 
 async def main():
-    async with store_at(Path(sys.argv[1])):
+    async with open_store(sys.argv[1]):
         print("open", flush=True)
         sys.stdin.read()
 

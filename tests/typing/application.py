@@ -21,6 +21,7 @@ from ycore_adapters.stores import (
     Store,
     StoredUpdate,
     StoreError,
+    open_store,
 )
 
 from ycore import (
@@ -280,4 +281,5 @@ async def connected(driver: Driver, request: Request) -> None:
 
 APP = ASGIApp(FileStore("data"), prefix="/ws/", hooks=HOOKS, asgi=ASGISettings())
 STORES: list[Store] = [MemoryStore(), FileStore(Path("d"), fsync="always"), SQLiteStore("d.db")]
+BY_URL: list[Store] = [open_store("file:d", fsync="always"), open_store(Path("d"))]
 TLS = ssl.create_default_context()

@@ -7,15 +7,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import anyio
 import click
+from click.core import ParameterSource
 
-from ..stores import FileStore, Fsync, SQLiteStore, Store, StoreError
+from ..stores import Store, StoreError, StoreURLError
+from ..stores.urls import DATABASES, StoreURL
 
 CONTEXT: Final = {"show_default": True, "auto_envvar_prefix": "YCORE"}
 
@@ -23,16 +24,25 @@ HOLES: Final = 3
 """The exit code if nothing is damaged, but something is held back since what it builds on is
 missing."""
 HOW_TO_FILL: Final = "`ycore repair --fill-holes` gives up on what is missing, and shows the rest"
-_DATABASES: Final = (".db", ".sqlite", ".sqlite3")
 _REFRESH: Final = 0.1
 """Seconds between two changes of what a progress bar shows."""
 
+
+def _store(value: str) -> StoreURL:
+    try:
+        return StoreURL.of(value)
+    except StoreURLError as exc:
+        raise click.BadParameter(str(exc)) from None
+
+
 data_option = click.option(
     "--data",
-    default=Path("data"),
-    type=click.Path(path_type=Path),
+    default="data",
+    type=_store,
+    metavar="PATH|URL",
     help="Where the documents are: a directory, made if it is not there; or, if it ends in "
-    f"{', '.join(_DATABASES[:-1])} or {_DATABASES[-1]}, an SQLite database.",
+    f"{', '.join(DATABASES[:-1])} or {DATABASES[-1]}, an SQLite database. Or the URL of a store, "
+    "such as sqlite:rooms?fsync=always.",
 )
 keep_history_option = click.option(
     "--keep-history",
@@ -42,48 +52,63 @@ keep_history_option = click.option(
 )
 
 
-def store_at(
-    path: Path,
-    *,
-    fsync: Fsync = "always",
-    keep_history: bool = False,
-    must_exist: bool = False,
-    read_only: bool = False,
-) -> Store:
-    """The store at that path.
+def store_at(data: StoreURL, *, must_exist: bool = False, **defaults: object) -> Store:
+    """The store at that place. What the URL says nothing about, and the store knows, is as in the
+    defaults.
 
     Raises:
-        click.ClickException: as `check_data`.
+        click.ClickException: as `check_data`; or there is no such store.
+        click.UsageError: an option has no effect.
     """
-    check_data(path, must_exist=must_exist)
-    if is_database(path):
-        return SQLiteStore(path, fsync=fsync, keep_history=keep_history)
-    return FileStore(path, fsync=fsync, keep_history=keep_history, read_only=read_only)
-
-
-def is_database(path: Path) -> bool:
-    return path.suffix in _DATABASES
-
-
-def check_data(path: Path, *, must_exist: bool) -> None:
-    """
-    Raises:
-        click.ClickException: there is nothing at that path, though there must be, or something else
-            than its name says.
-    """
-    kind, is_other_kind = (
-        ("directory", Path.is_dir) if is_database(path) else ("file", Path.is_file)
-    )
+    check_data(data, must_exist=must_exist)
     try:
-        if must_exist and not path.exists():
-            raise click.ClickException(f"there are no documents at {path}: say where with --data")
-        is_other = is_other_kind(path)
+        known = data.known_options()
+        _check_effect(data, known, defaults)
+        for name in set(defaults) - set(known) | set(data.given):
+            defaults.pop(name, None)
+        return data.open(**defaults)
+    except StoreURLError as exc:
+        raise click.ClickException(str(exc)) from None
+
+
+def _check_effect(data: StoreURL, known: Collection[str], options: Collection[str]) -> None:
+    """Refuse an option on the command line that the store does not know, or the URL has too."""
+    context = click.get_current_context(silent=True)
+    for name in options:
+        if context and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            if name in data.given:
+                raise click.UsageError(f"{flag(name)} is in --data as well: leave one out")
+            if name not in known:
+                raise click.UsageError(f"{flag(name)} has no effect with {data}: leave it out")
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def check_data(data: StoreURL, *, must_exist: bool) -> None:
+    """
+    Raises:
+        click.ClickException: there is nothing at that place, though there must be, or something
+            else than is to be there.
+    """
+    if data.scheme == "memory" and must_exist:
+        raise click.ClickException("there are no documents in memory: say where with --data")
+    path = data.path
+    if path is None:
+        return
+    try:
+        is_there = path.exists()
+        is_directory = path.is_dir()
     except OSError as exc:
         raise click.ClickException(f"can't look at {path}: {exc.strerror}") from None
-    if is_other:
+    if must_exist and not is_there:
+        raise click.ClickException(f"there are no documents at {path}: say where with --data")
+    if is_there and (is_directory if data.scheme == "sqlite" else not is_directory):
         raise click.ClickException(
-            f"{path} is a {kind}: --data takes a directory, or a database whose name ends in "
-            f"{', '.join(_DATABASES)}"
+            f"{path} is a {'directory' if is_directory else 'file'}: --data takes a directory, or "
+            f"a database whose name ends in {', '.join(DATABASES)}; file:PATH and sqlite:PATH say "
+            "which it is"
         )
 
 
@@ -108,10 +133,16 @@ def run(command: Callable[..., Awaitable[None]], *args: Any) -> None:
 
 @asynccontextmanager
 async def opened(
-    data: Path, *, keep_history: bool = False, must_exist: bool = True, read_only: bool = False
+    data: StoreURL, *, keep_history: bool = False, must_exist: bool = True, read_only: bool = False
 ) -> AsyncGenerator[Store, None]:
     """The store, while no server has it. With `read_only`, no file is changed."""
-    store = store_at(data, keep_history=keep_history, must_exist=must_exist, read_only=read_only)
+    store = store_at(
+        data,
+        must_exist=must_exist,
+        fsync="always",
+        keep_history=keep_history,
+        read_only=read_only,
+    )
     try:
         await store.__aenter__()
     except StoreError as exc:

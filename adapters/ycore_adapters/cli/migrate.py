@@ -10,6 +10,7 @@ import click
 
 from ..migrate import Migrated, MigrationError, migrate, open_source
 from ..stores.tools import described
+from ..stores.urls import StoreURL
 from ._common import (
     CONTEXT,
     HOLES,
@@ -34,7 +35,9 @@ from ._common import (
     help="Put NEW in the place of what a regular expression finds in a room's name: --rename '^/' "
     "'' for servers whose rooms had the path's slash before their names.",
 )
-def migrate_store(source: Path, data: Path, merge: bool, rename: tuple[str, str] | None) -> None:
+def migrate_store(
+    source: Path, data: StoreURL, merge: bool, rename: tuple[str, str] | None
+) -> None:
     """Bring the documents of another server over from SOURCE.
 
     Which is a file or a directory of FileYStores, the database of a SQLiteYStore (ypy-websocket,

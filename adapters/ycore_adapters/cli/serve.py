@@ -23,8 +23,9 @@ from .._files import enough_for, raise_limit
 from ..driver import Driver, DriverSettings
 from ..hooks import Access, Hooks
 from ..server import Server, ServerSettings, listen_tcp, listen_unix
-from ..stores import Fsync, MemoryStore, Store, StoreError
-from ._common import CONTEXT, data_option, keep_history_option, store_at
+from ..stores import FileStore, Fsync, SQLiteStore, Store, StoreError
+from ..stores.urls import StoreURL
+from ._common import CONTEXT, data_option, flag, keep_history_option, store_at
 
 _DEFAULTS = ServerSettings()
 _ROOMS = Settings()
@@ -130,7 +131,7 @@ def serve(
     host: str,
     port: int,
     unix: Path | None,
-    data: Path,
+    data: StoreURL,
     memory: bool,
     fsync: Fsync,
     keep_history: bool,
@@ -174,8 +175,9 @@ def serve(
         )
     except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint="--prefix") from None
-    store = MemoryStore() if memory else store_at(data, fsync=fsync, keep_history=keep_history)
-    where = "memory only" if memory else f"{data.absolute()} (fsync {fsync})"
+    if memory:
+        data = StoreURL.of("memory:")
+    store = store_at(data, fsync=fsync, keep_history=keep_history)
     rooms = Settings(
         max_rooms=max_rooms or _ROOMS.max_rooms,
         max_members=max_members,
@@ -198,7 +200,7 @@ def serve(
     anyio.run(
         _serve_until_signalled,
         store,
-        where,
+        _where(data, store),
         host,
         port,
         unix,
@@ -209,6 +211,14 @@ def serve(
         backend=backend,
         backend_options=options,
     )
+
+
+def _where(data: StoreURL, store: Store) -> str:
+    if data.scheme == "memory":
+        return "memory only"
+    if data.path is not None and isinstance(store, FileStore | SQLiteStore):
+        return f"{data.path.absolute()} (fsync {store.fsync})"
+    return str(data)
 
 
 _VOID_WITH: Final = {
@@ -229,12 +239,8 @@ def _check_none_is_void(context: click.Context) -> None:
             given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
             if given and context.params[option]:
                 raise click.UsageError(
-                    f"{_flag(name)} has no effect with {_flag(option)}: leave one out"
+                    f"{flag(name)} has no effect with {flag(option)}: leave one out"
                 )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 async def _serve_until_signalled(*how: Any) -> None:

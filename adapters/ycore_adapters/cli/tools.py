@@ -28,6 +28,7 @@ from ..stores.tools import (
     read,
     repair,
 )
+from ..stores.urls import StoreURL
 from ._common import (
     CONTEXT,
     HOLES,
@@ -71,7 +72,7 @@ async def _names(store: Store, chosen: tuple[str, ...]) -> list[str]:
     return list(chosen) or [room async for room in store.rooms()]
 
 
-async def _must_exist(store: Store, data: Path, *rooms: str) -> None:
+async def _must_exist(store: Store, data: StoreURL, *rooms: str) -> None:
     for room in rooms:
         if not await exists(store, room):
             raise click.ClickException(
@@ -90,7 +91,7 @@ async def _read(store: Store, room: str, bar: Any, at: float | None = None) -> C
 @data_option
 @click.option("-l", "--long", is_flag=True, help="With sizes and times, for which all are read.")
 @click.option("--json", "as_json", is_flag=True, help="As lines of JSON; implies --long.")
-def list_rooms(data: Path, long: bool, as_json: bool) -> None:
+def list_rooms(data: StoreURL, long: bool, as_json: bool) -> None:
     """List the rooms.
 
     With --long, the exit code is 3 if there is a room of which something can't be shown, since
@@ -148,7 +149,7 @@ def _line(room: str, contents: Contents, waiting: Waiting, as_json: bool) -> str
 @click.command(context_settings=CONTEXT)
 @data_option
 @some_rooms
-def verify(data: Path, rooms: tuple[str, ...]) -> None:
+def verify(data: StoreURL, rooms: tuple[str, ...]) -> None:
     """Read all that is stored, or of these ROOMS, and say what can't be.
 
     The exit code is 1 if something is damaged; otherwise 3 if something can't be shown, since what
@@ -203,7 +204,7 @@ def verify(data: Path, rooms: tuple[str, ...]) -> None:
     is_flag=True,
     help="Give up on what is missing, so that what builds on it is shown as far as it can be.",
 )
-def repair_rooms(data: Path, rooms: tuple[str, ...], keep_little: bool, fill: bool) -> None:
+def repair_rooms(data: StoreURL, rooms: tuple[str, ...], keep_little: bool, fill: bool) -> None:
     """Make damaged ROOMS usable again, with what can be read of them.
 
     What was stored is put aside. Clients that have what is missing bring it back when they connect:
@@ -264,7 +265,7 @@ async def _mind_holes(store: Store, room: str, contents: Contents, *, fill: bool
 @data_option
 @keep_history_option
 @some_rooms
-def compact_rooms(data: Path, keep_history: bool, rooms: tuple[str, ...]) -> None:
+def compact_rooms(data: StoreURL, keep_history: bool, rooms: tuple[str, ...]) -> None:
     """Merge the updates of all rooms, or of these ROOMS, as the server does by itself."""
 
     async def command() -> None:
@@ -295,7 +296,7 @@ def compact_rooms(data: Path, keep_history: bool, rooms: tuple[str, ...]) -> Non
 @click.option("--text", is_flag=True, help="Only what is written, without names and quotes.")
 @click.argument("room")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-def show(data: Path, at: float | None, text: bool, room: str, names: tuple[str, ...]) -> None:
+def show(data: StoreURL, at: float | None, text: bool, room: str, names: tuple[str, ...]) -> None:
     """Show what is in a ROOM, as JSON: all its shared types, or those with these NAMEs.
 
     What kind a type is the document does not say; it is taken for what it looks like. Bytes are
@@ -348,7 +349,7 @@ def _as_json(value: Any) -> str:
 @at_option
 @click.argument("room")
 @click.argument("file", type=click.Path(path_type=Path), default=_STDIO)
-def export_room(data: Path, at: float | None, room: str, file: Path) -> None:
+def export_room(data: StoreURL, at: float | None, room: str, file: Path) -> None:
     """Write the document of a ROOM to a FILE (default: standard output), as one Yjs update.
 
     `Y.applyUpdate(doc, bytes)` reads it in JavaScript, `ycore import` here.
@@ -383,7 +384,7 @@ def export_room(data: Path, at: float | None, room: str, file: Path) -> None:
 @data_option
 @click.argument("room")
 @click.argument("file", type=click.Path(path_type=Path))
-def import_room(data: Path, room: str, file: Path) -> None:
+def import_room(data: StoreURL, room: str, file: Path) -> None:
     """Add a FILE with a Yjs update ("-": standard input) to a ROOM, which need not exist yet.
 
     What the room has stays: the two are merged, as if somebody had come with that document.
@@ -410,7 +411,7 @@ def import_room(data: Path, room: str, file: Path) -> None:
 @data_option
 @click.argument("rooms", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def delete_rooms(data: Path, rooms: tuple[str, ...], yes: bool) -> None:
+def delete_rooms(data: StoreURL, rooms: tuple[str, ...], yes: bool) -> None:
     """Delete ROOMS for good, with their history and what was put aside.
 
     A client that still has the document brings it back when it connects.

@@ -1,4 +1,7 @@
-"""Stores: where rooms are kept. The interface, its errors, and those that come with ycore."""
+"""Stores: where rooms are kept. The interface, its errors, and those that come with ycore.
+
+`open_store(url)` makes one that a URL names; see `urls`.
+"""
 
 from ._owned import Fsync
 from .file import FileStore
@@ -14,6 +17,7 @@ from .interface import (
 )
 from .memory import MemoryStore
 from .sqlite import SQLiteStore
+from .urls import StoreURLError, UnknownScheme, open_store
 
 __all__ = [
     "FileStore",
@@ -26,6 +30,9 @@ __all__ = [
     "SQLiteStore",
     "Store",
     "StoreError",
+    "StoreURLError",
     "StoreUnavailable",
     "StoredUpdate",
+    "UnknownScheme",
+    "open_store",
 ]

@@ -60,13 +60,13 @@ class Claim:
             os.close(self._fd)
             raise
         found = os.fstat(self._fd)
-        self._identity = identity(found)
+        self.identity = identity(found)
         self.names = found.st_nlink
         """How many the file has, as far as its file system knows."""
-        _ours.add(self._identity)
+        _ours.add(self.identity)
 
     def release(self) -> None:
-        _ours.discard(self._identity)
+        _ours.discard(self.identity)
         os.close(self._fd)
 
 

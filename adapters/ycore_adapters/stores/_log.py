@@ -228,6 +228,16 @@ def next_record(data: Buffer, pos: int, salt: int) -> int | None:
     return None
 
 
+def snapshot_length(data: Buffer, pos: int, salt: int) -> int | None:
+    """How many bytes the snapshot has whose broken record is there; 0 if it is an update's, None if
+    that can't be told."""
+    head = _decode_head(data, pos, salt)
+    if head is None:
+        return None
+    length, kind, _, _ = head
+    return length if kind == SNAPSHOT else 0
+
+
 def _may_be_torn(data: Buffer, pos: int, salt: int) -> bool:
     """Whether the broken record there can be what a kill or a power cut left of a write."""
     head = _decode_head(data, pos, salt)

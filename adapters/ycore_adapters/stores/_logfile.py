@@ -21,12 +21,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import secrets
 import shutil
 import stat
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -38,6 +39,7 @@ from ycore.updates import parse_update
 from .._times import when
 from ._log import (
     HEAD_SIZE,
+    HEADER_SIZE,
     Damaged,
     Later,
     Record,
@@ -48,6 +50,7 @@ from ._log import (
     encode_record,
     next_record,
     recover,
+    snapshot_length,
 )
 from ._owned import failed, identity, translated
 from ._past import Until
@@ -57,16 +60,18 @@ logger = logging.getLogger(__name__)
 
 SUFFIX: Final = ".ylog"
 NEW: Final = ".new"
+_TOKEN_BYTES: Final = 4
+_UNFINISHED: Final = re.compile(rf".*\.[0-9a-f]{{{2 * _TOKEN_BYTES}}}\{NEW}", re.DOTALL)
 PAST: Final = ".past"
 _TORN: Final = ".torn"
-_DAMAGED: Final = ".damaged"
+DAMAGED: Final = ".damaged"
 _CHUNK: Final = 1024 * 1024
 """How much is read, or copied, in one go."""
 
 
 def sync_path(path: Path) -> None:
     """Make a file's content durable, or the names in a directory."""
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.fsync(fd)
     finally:
@@ -83,6 +88,40 @@ def open_to_read(path: Path) -> int:
         os.close(fd)
         raise OSError(errno.EINVAL, "it is no regular file")
     return fd
+
+
+def read_head(path: Path) -> bytes:
+    """As much of a log as its header may take.
+
+    Raises:
+        StoreUnavailable
+    """
+    with translated(f"can't read {path}"):
+        fd = open_to_read(path)
+        try:
+            return os.pread(fd, HEADER_SIZE, 0)
+        finally:
+            os.close(fd)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether that is what a crash left of a file that was to take a log's place."""
+    return _UNFINISHED.fullmatch(path.name) is not None and path.is_file()
+
+
+def numbered(directory: Path) -> list[Path]:
+    """What a directory has under numbers, in their order. Whatever else somebody has put there is
+    not the store's, and left alone.
+
+    Raises:
+        OSError: the directory is there, and can't be listed.
+    """
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    numbers = [(int(name), name) for name in names if name.isascii() and name.isdigit()]
+    return [directory / name for _, name in sorted(numbers)]
 
 
 class _Bytes:
@@ -139,6 +178,10 @@ class Reading:
         """What can't be read in the middle of it."""
         self.lost = 0
         """How many bytes that are, about."""
+        self.snapshot_lost = 0
+        """How many of them are a snapshot that the file began with."""
+        self._has_help = False
+        """Whether a snapshot that can't be read is made good for by the history."""
 
     def records(self) -> Generator[Record, None, None]:
         """Raises RoomNotFound, StoreUnavailable; of what is broken it only takes note."""
@@ -154,6 +197,13 @@ class Reading:
                 yield from self._records_of(fd)
             finally:
                 os.close(fd)
+
+    def readable(self) -> Generator[Record, None, None]:
+        """`records`, which takes note too if the file can't be read at all."""
+        try:
+            yield from self.records()
+        except (RoomNotFound, StoreUnavailable) as exc:
+            self._note(str(exc), 0)
 
     def _records_of(self, fd: int) -> Iterator[Record]:
         stat = os.fstat(fd)
@@ -173,8 +223,7 @@ class Reading:
         except Damaged as exc:
             self.salt, start = recover(data, self._room)
             pos = next_record(data, 0, self.salt)
-            until = len(data) if pos is None else pos
-            self._note(str(exc), until - start - HEAD_SIZE)
+            self._note_damage(data, str(exc), start, pos)
         except TornTail as exc:
             self._end_torn(data, exc)
             return
@@ -194,7 +243,7 @@ class Reading:
             except Damaged as exc:
                 pos = next_record(data, exc.offset, self.salt)
                 until = len(data) if pos is None else pos
-                self._note(f"{exc} to {until}", until - exc.offset - HEAD_SIZE)
+                self._note_damage(data, f"{exc} to {until}", exc.offset, pos)
 
     def _end_torn(self, data: _Bytes, exc: TornTail) -> None:
         if self._synced:
@@ -202,13 +251,36 @@ class Reading:
         else:
             self.tail = data[exc.offset :]
 
+    def _note_damage(self, data: _Bytes, what: str, start: int, next_one: int | None) -> None:
+        """Note that there is no record at `start`; the next whole one, if any, is at `next_one`."""
+        lost = (len(data) if next_one is None else next_one) - start - HEAD_SIZE
+        if not self.end:
+            length = snapshot_length(data, start, self.salt)
+            self.snapshot_lost = max(lost if length is None else min(lost, length), 0)
+        self._note(what, lost)
+
     def _note(self, what: str, lost: int) -> None:
         self.broken.append(what)
         self.lost += max(lost, 0)
 
+    def helped_by(self, earlier: Sequence[Reading]) -> None:
+        """What the lost snapshot has summed up was read from these files of the past, each of
+        which the one after it sums up."""
+        for reading in earlier:
+            self.note_of(reading)
+        self._has_help = True
+        self.lost -= sum(reading.snapshot_lost for reading in (*earlier[1:], self))
+
+    def note_of(self, other: Reading) -> None:
+        """Note what is wrong with another file as well."""
+        self.broken += [f"{other._path}: {what}" for what in other.broken]
+        self.lost += other.lost
+
     def check(self) -> None:
         if self.broken:
             what = "; ".join(self.broken)
+            if self._has_help:
+                what += ". What its snapshot had is taken from the history"
             raise RoomCorrupt(
                 f"{self._path}: {what}. `ycore repair` keeps what can be read", self.lost
             )
@@ -348,7 +420,7 @@ class LogFile:
         size = self.size
         reading = Reading(self.room, self.path, until=size)
         try:
-            for record in reading.records():
+            for record in self._records(reading):
                 yield _stored(record)
         except RoomNotFound:
             self.size = 0
@@ -370,6 +442,40 @@ class LogFile:
                 sync_path(self.path)
                 sync_path(self.path.parent)
 
+    def _records(
+        self, reading: Reading, keep: Callable[[bytes], bool] = lambda update: True
+    ) -> Iterator[Record]:
+        """What can be read of the log. If that is not the snapshot which it begins with, then
+        before it what that has summed up, as far as the past has it."""
+        with closing(reading.records()) as records:
+            first = next(records, None)
+            if first is None:
+                is_well = reading.end > 0 and not reading.broken
+            else:
+                is_well = keep(first.update) and (first.is_snapshot or not reading.broken)
+            if not is_well:
+                yield from filter(lambda record: keep(record.update), self._summed_up(reading))
+            if first is not None and keep(first.update):
+                yield first
+            yield from filter(lambda record: keep(record.update), records)
+
+    def _summed_up(self, log: Reading) -> Iterator[Record]:
+        """What the snapshot sums up that a log begins with: the past, from the last snapshot on
+        that can be read."""
+        with translated(f"can't read {self.path}"):
+            past = [path for path in self._past() if identity(os.stat(path)) != log.identity]
+        files: list[Path] = []
+        for path in reversed(past):
+            files.insert(0, path)
+            with closing(Reading(self.room, path, synced=True).readable()) as records:
+                if (first := next(records, None)) is not None and first.is_snapshot:
+                    break
+        readings = [Reading(self.room, path, synced=True) for path in files]
+        for reading in readings:
+            yield from reading.readable()
+        if readings:
+            log.helped_by(readings)
+
     def _check_end(self, reading: Reading, size: int) -> None:
         if reading.end != size:
             raise RoomCorrupt(f"{self.path}: the system lost what was written to it")
@@ -381,7 +487,10 @@ class LogFile:
         with translated(f"can't read {self.path}"):
             if not past or identity(os.stat(past[-1])) == identity(os.stat(self.path)):
                 return
-        raise RoomCorrupt(f"{self.path}: nothing is in it, but it has a past in {past[0].parent}")
+        raise RoomCorrupt(
+            f"{self.path}: nothing is in it, but it has a past in {past[0].parent}. `ycore repair` "
+            "takes what is there"
+        )
 
     @contextmanager
     def _noting_failure(self) -> Iterator[None]:
@@ -395,9 +504,10 @@ class LogFile:
     def _read_past(self, at: int) -> Iterator[StoredUpdate]:
         known = first = False
         until = Until(at)
-        for path in (*self._past(), self.path):
-            reading = Reading(self.room, path, synced=path != self.path)
-            for record in reading.records():
+        log = Reading(self.room, self.path)
+        past = [Reading(self.room, path, synced=True) for path in self._past()]
+        for reading in (*past, log):
+            for record in log.records() if reading is log else reading.readable():
                 if not first and record.is_snapshot and record.time > at:
                     since = when(record.time / 1000)
                     raise HistoryNotKept(f"of {self.room!r} nothing is kept from before {since}")
@@ -405,7 +515,9 @@ class LogFile:
                 if until.has(record.time, is_snapshot=record.is_snapshot):
                     known = True
                     yield _stored(record)
-            reading.check()
+        for reading in past:
+            log.note_of(reading)
+        log.check()
         if not known:
             raise RoomNotFound(f"the room {self.room!r} had nothing yet at {when(at / 1000)}")
 
@@ -415,8 +527,11 @@ class LogFile:
         Files are numbered; and what a snapshot has is all in what came before it, or came in while
         it was made.
         """
-        past = self._past()
-        problems = []
+        problems: list[str] = []
+        try:
+            past = self._past()
+        except StoreUnavailable as exc:
+            return [str(exc)]
         if [path.name for path in past] != [f"{i:08}" for i in range(1, len(past) + 1)]:
             problems.append(f"of {self.path.with_suffix(PAST)} files are missing")
         known = StructStore()
@@ -424,7 +539,7 @@ class LogFile:
         for path in (*past, self.path) if past else ():
             reading = Reading(self.room, path, synced=path != self.path)
             try:
-                for record in reading.records():
+                for record in reading.readable():
                     if record.is_snapshot and path != past[0]:
                         snapshots.append((path, record.update))
                     else:
@@ -442,10 +557,7 @@ class LogFile:
     def _past(self) -> list[Path]:
         directory = self.path.with_suffix(PAST)
         with translated(f"can't list {directory}"):
-            try:
-                return [directory / name for name in sorted(os.listdir(directory))]
-            except FileNotFoundError:
-                return []
+            return numbered(directory)
 
     def _cut(self, offset: int, tail: bytes) -> None:
         if self._read_only:
@@ -454,7 +566,8 @@ class LogFile:
             )
             return
         with translated(f"can't cut the torn tail of {self.path}"):
-            fd = os.open(self.path.with_suffix(_TORN), os.O_WRONLY | os.O_CREAT, 0o640)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
+            fd = os.open(self.path.with_suffix(_TORN), flags, 0o640)
             try:
                 _write(fd, tail, os.fstat(fd).st_size)
                 os.fsync(fd)
@@ -621,7 +734,7 @@ class LogFile:
 
     def beside(self) -> Beside:
         # A name of its own, since somebody else may be at it, or not know yet that he is too late.
-        return Beside(self.path.with_suffix(f".{secrets.token_hex(4)}{NEW}"))
+        return Beside(self.path.with_suffix(f".{secrets.token_hex(_TOKEN_BYTES)}{NEW}"))
 
     def write_snapshot(self, beside: Beside, update: StoredUpdate) -> None:
         """Write beside the log what is to take the place of its beginning, and read it back."""
@@ -644,7 +757,7 @@ class LogFile:
             raise StoreUnavailable(f"{self.path} was closed while it was being compacted")
         stop = self.size
         with translated(f"can't write {beside.path}"):
-            fd = os.open(self.path, os.O_RDONLY) if self._fd is None else os.dup(self._fd)
+            fd = open_to_read(self.path) if self._fd is None else os.dup(self._fd)
             try:
                 if identity(os.fstat(fd)) != self._identity:
                     raise StoreUnavailable(f"{self.path} was replaced by somebody else")
@@ -729,7 +842,7 @@ class LogFile:
             raise RoomNotFound(f"there is no {self.path}")
         aside = self._aside()
         reading = Reading(self.room, self.path)
-        good = (record for record in reading.records() if keep(record.update))
+        good = self._records(reading, keep)
         beside = self.beside()
         try:
             self._salt = secrets.randbits(32)
@@ -754,18 +867,18 @@ class LogFile:
 
     def _aside(self) -> Path:
         """A free name for a damaged log."""
-        directory = self.path.with_suffix(_DAMAGED)
+        directory = self.path.with_suffix(DAMAGED)
         with translated(f"can't make {directory}"):
             os.makedirs(directory, 0o750, exist_ok=True)
-            numbers = [int(name) for name in os.listdir(directory) if name.isdigit()]
-            return directory / str(max(numbers, default=0) + 1)
+            there = numbered(directory)
+            return directory / str(int(there[-1].name) + 1 if there else 1)
 
     def delete(self) -> None:
         self._check_writable()
         with translated(f"can't delete {self.path}"):
             if not self.path.exists():
                 raise RoomNotFound(f"there is no {self.path}")
-            for suffix in (PAST, _DAMAGED):
+            for suffix in (PAST, DAMAGED):
                 if (directory := self.path.with_suffix(suffix)).exists():
                     shutil.rmtree(directory)
             for suffix in (_TORN, SUFFIX):  # the log last: until it goes, the room is there

@@ -42,7 +42,8 @@ def translated(doing: str) -> Iterator[None]:
 
 
 def failed(doing: str, exc: OSError) -> StoreUnavailable:
-    return StoreUnavailable(f"{doing}: {exc.strerror or exc}")
+    which = "" if exc.filename is None or str(exc.filename) in doing else f": {exc.filename}"
+    return StoreUnavailable(f"{doing}: {exc.strerror or exc}{which}")
 
 
 def identity(stat: os.stat_result) -> tuple[int, int]:

@@ -12,12 +12,12 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from ._log import HEADER_SIZE, LogError, decode_header
-from ._logfile import PAST, SUFFIX, Beside, Reading, open_to_read, sync_path
+from ._log import LogError, decode_header
+from ._logfile import PAST, SUFFIX, Beside, Reading, numbered, open_to_read, read_head, sync_path
 from ._names import room_name
 from ._owned import failed, identity, translated
 from .interface import RoomNotFound, StoreUnavailable
@@ -28,6 +28,10 @@ __all__ = ["Backup", "backup_database"]
 _TRIES: Final = 3
 """How often a room is copied anew that was replaced, or was no log, while one looked."""
 _UNFINISHED: Final = ".unfinished"
+
+
+class _Unreadable(Exception):
+    """A file can't be copied: the others can all the same."""
 
 
 class Backup:
@@ -91,36 +95,36 @@ class Backup:
             FileNotFoundError: the room was replaced, or deleted.
         """
         copy = self._copy / path.name
-        fd = open_to_read(path)
         try:
-            log = os.fstat(fd)
-            earlier = self._past(path, identity(log))
-            _copy(fd, log.st_size, copy)
-        finally:
-            os.close(fd)
-        past = []
-        if earlier:
-            directory = copy.with_suffix(PAST)
-            directory.mkdir(0o750)
-            for file in earlier:
-                past.append(directory / file.name)
-                fd = open_to_read(file)
-                try:
-                    _copy(fd, os.fstat(fd).st_size, past[-1])
-                finally:
-                    os.close(fd)
-            sync_path(directory)
+            with _opened(path) as fd:
+                log = os.fstat(fd)
+                earlier = self._past(path, identity(log))
+                _copy(fd, log.st_size, copy)
+            past = []
+            if earlier:
+                directory = copy.with_suffix(PAST)
+                directory.mkdir(0o750)
+                for file in earlier:
+                    with _opened(file) as fd:
+                        past.append(directory / file.name)
+                        _copy(fd, os.fstat(fd).st_size, past[-1])
+                sync_path(directory)
+        except _Unreadable as exc:
+            return str(exc)
         return _damage(path, copy, past)
 
     def _past(self, path: Path, log: tuple[int, int]) -> list[Path]:
         """The files of the past that are older than that log."""
         directory = path.with_suffix(PAST)
         earlier: list[Path] = []
-        with suppress(FileNotFoundError):
-            for file in sorted(directory.iterdir()):
-                if identity(file.stat()) == log:
-                    return earlier
-                earlier.append(file)
+        try:
+            found = numbered(directory)
+        except OSError as exc:
+            raise _Unreadable(f"can't list {directory}: {exc.strerror or exc}") from exc
+        for file in found:
+            if identity(file.stat()) == log:
+                return earlier
+            earlier.append(file)
         if identity(path.stat()) != log:
             raise FileNotFoundError(f"{path} is another file now")
         return earlier
@@ -141,6 +145,25 @@ def _unfinished(target: Path) -> Path:
     raise StoreUnavailable(f"there is something at {target} already: remove it, or name another")
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """
+    Raises:
+        FileNotFoundError
+        _Unreadable: it is there, and can't be opened.
+    """
+    try:
+        fd = open_to_read(path)
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise _Unreadable(f"can't copy {path}: {exc.strerror or exc}") from exc
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def _copy(fd: int, size: int, to: Path) -> None:
     beside = Beside(to)
     beside.open()
@@ -156,8 +179,7 @@ def _damage(path: Path, copy: Path, past: list[Path]) -> str | None:
     room = room_name(path.stem)
     if room is None:
         try:
-            with copy.open("rb") as log:
-                room = decode_header(log.read(HEADER_SIZE))[0]
+            room = decode_header(read_head(copy))[0]
         except LogError as exc:
             return f"{path}: {exc}"
     for file in (copy, *past):

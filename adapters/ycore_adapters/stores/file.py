@@ -39,8 +39,8 @@ from typing import Final
 import anyio
 from anyio import to_thread
 
-from ._log import HEADER_SIZE, MAX_NAME, Damaged, LogError, TornTail, decode_header
-from ._logfile import NEW, SUFFIX, LogFile
+from ._log import MAX_NAME, Damaged, LogError, TornTail, decode_header
+from ._logfile import NEW, SUFFIX, LogFile, is_unfinished, read_head
 from ._names import file_name, room_name
 from ._owned import Fsync, OwnedStore, translated
 from ._syncfs import can_syncfs, syncfs
@@ -130,8 +130,6 @@ class FileStore(OwnedStore):
         self.keep_history = keep_history
         self.compact_from = compact_from
         self._logs: dict[str, LogFile] = {}
-        self._compact_again: dict[str, int] = {}
-        """Room -> how long its log is to be before compacting is tried again, after it failed."""
         self._is_open = False
         self._whole: int | None = None
         """A descriptor to sync the whole file system by, if it can be relied upon to do that."""
@@ -141,8 +139,9 @@ class FileStore(OwnedStore):
             with os.scandir(self.directory):
                 pass  # it is a directory
         else:
-            for unfinished in self.directory.glob(f"*{NEW}"):
-                unfinished.unlink(missing_ok=True)
+            for path in self.directory.glob(f"*{NEW}"):
+                if is_unfinished(path):
+                    path.unlink(missing_ok=True)
             self._open_whole()
         self._is_open = True
 
@@ -212,7 +211,6 @@ class FileStore(OwnedStore):
         if log.compacting:
             raise StoreUnavailable(f"{log.path} is being compacted already")
         log.compacting = True
-        self._compact_again[room] = copied + self.compact_from
         beside = log.beside()
         try:
             await to_thread.run_sync(log.write_snapshot, beside, await snapshot())
@@ -223,13 +221,12 @@ class FileStore(OwnedStore):
         finally:
             log.compacting = False
             beside.discard()
-        self._compact_again.pop(room, None)
 
     def outgrown(self, room: str) -> bool:
         log = self._logs.get(room)
-        if log is None or log.size is None or log.size < self.compact_from:
+        if log is None or log.size is None:
             return False
-        return log.size >= max(2 * log.snapshot, self._compact_again.get(room, 0))
+        return log.size >= max(self.compact_from, 2 * log.snapshot)
 
     async def delete(self, room: str) -> None:
         log = self._log(room)
@@ -241,7 +238,7 @@ class FileStore(OwnedStore):
     async def rooms(self) -> AsyncIterator[str]:
         for path in self._paths():
             room = await self._room_of(path)
-            if isinstance(room, LogError):
+            if isinstance(room, Exception):
                 logger.warning("no room can be told from file=%s error=%r", path, str(room))
             elif self._path(room) == path:
                 yield room
@@ -250,7 +247,7 @@ class FileStore(OwnedStore):
         found = []
         for path in self._paths():
             room = await self._room_of(path)
-            if isinstance(room, Damaged):
+            if isinstance(room, Damaged | StoreUnavailable):
                 found.append(f"{path}: no room can be told from it: {room}")
         return found
 
@@ -258,16 +255,15 @@ class FileStore(OwnedStore):
         with translated(f"can't list {self.directory}"):
             return sorted(self.directory.glob(f"*{SUFFIX}"))
 
-    async def _room_of(self, path: Path) -> str | LogError:
+    async def _room_of(self, path: Path) -> str | LogError | StoreUnavailable:
         """The name of a log's room, or why it can't be told."""
         room = room_name(path.name.removesuffix(SUFFIX))
         if room is not None:
             return room
-        with translated(f"can't read {path}"), path.open("rb") as file:
-            head = await to_thread.run_sync(file.read, HEADER_SIZE)
         try:
+            head = await to_thread.run_sync(read_head, path)
             return decode_header(head)[0]
-        except (Damaged, TornTail) as exc:
+        except (Damaged, TornTail, StoreUnavailable) as exc:
             return exc
 
     async def check_history(self, room: str) -> list[str]:
@@ -285,7 +281,6 @@ class FileStore(OwnedStore):
                 log.close()
             if self._logs.get(room) is log:
                 del self._logs[room]
-            self._compact_again.pop(room, None)
 
     async def repair(self, room: str, keep: Callable[[bytes], bool]) -> str:
         log = self._log(room)

@@ -162,8 +162,8 @@ class Store(ABC):
         return None
 
     def outgrown(self, room: str) -> bool:
-        """Whether `compact` would pay for a room now. Asked after each `append`; for a while not,
-        after `compact` failed."""
+        """Whether `compact` would pay for a room now. Asked after each `append`; when one is tried
+        again that failed is the driver's affair."""
         return False
 
     def problems(self) -> Mapping[str, str]:

@@ -10,6 +10,10 @@ checksum, since SQLite has none. One process owns the database, by whatever name
 beside the file that all symbolic links lead to says so, and one on the file itself. Should another
 program write to it all the same, what it wrote stays: compaction deletes nothing unread.
 
+Should somebody remove or replace the database, or a file that SQLite has beside it, that is noticed
+within a second and before the next commit. All is written anew then, out of what SQLite holds open;
+until that is done, nothing is stored. See `_databasefiles`.
+
 Another program that keeps the database locked holds up one call, for a second. Until it lets go,
 all others are told at once that the store is unavailable.
 """
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -32,7 +37,9 @@ import anyio
 from anyio import to_thread
 
 from .._times import when
+from ._databasefiles import DatabaseFiles
 from ._identity import Claim
+from ._logfile import NEW, sync_path
 from ._owned import Fsync, OwnedStore
 from ._past import Until
 from .interface import (
@@ -152,6 +159,8 @@ class SQLiteStore(OwnedStore):
         self.keep_history = keep_history
         self.compact_from = compact_from
         self._db: sqlite3.Connection | None = None
+        self._files: DatabaseFiles
+        self._claim: Claim
         self._lock = anyio.Lock()
         """Held while the database is used."""
         self._waiting: list[_Append] = []
@@ -161,7 +170,7 @@ class SQLiteStore(OwnedStore):
         self._unsynced: dict[str, float] = {}
         """Rooms of which something is not synced, and since when, in monotonic seconds."""
         self._failure: str | None = None
-        """Why syncing failed, since it does."""
+        """Why syncing failed, since it does; or what somebody did to the files."""
 
     async def _open(self) -> None:
         self._used.clear()
@@ -172,7 +181,7 @@ class SQLiteStore(OwnedStore):
                 self.path,
             )
         try:
-            self._db = await to_thread.run_sync(self._connect)
+            self._db, self._files = await to_thread.run_sync(self._connect)
         except BaseException:
             self._claim.release()
             raise
@@ -184,7 +193,7 @@ class SQLiteStore(OwnedStore):
     ) -> AsyncGenerator[StoredUpdate, None]:
         millis = None if at is None else round(at * 1000)
         until = Until(millis)
-        key, first = await self._run(self._begin, room, millis)
+        key, oldest, first = await self._run(self._begin, room, millis)
         damage: list[tuple[int, int]] = []
         found = False
         is_all = False
@@ -195,10 +204,13 @@ class SQLiteStore(OwnedStore):
                 yield update
         if damage:
             which = ", ".join(str(number) for number, _ in damage)
+            lost = [size for number, size in damage if number == oldest or not number % 2]
+            if len(lost) < len(damage):
+                which += " (what a snapshot had is taken from the history)"
             raise RoomCorrupt(
                 f"{self.path}: of the room {room!r} these updates can't be read: {which}. "
                 "`ycore repair` keeps the others",
-                sum(size for _, size in damage),
+                sum(lost),
             )
         if at is None:
             self._used.setdefault(room, _Used()).read_to = max(first - 1, 0)
@@ -246,6 +258,8 @@ class SQLiteStore(OwnedStore):
             yield name
 
     async def release(self, room: str) -> None:
+        if room in self._used:
+            self.check_owned()
         if room in self._unsynced:
             await self._sync()
         self._used.pop(room, None)
@@ -257,7 +271,10 @@ class SQLiteStore(OwnedStore):
         return used.bytes >= max(self.compact_from, 2 * used.snapshot_bytes)
 
     def problems(self) -> Mapping[str, str]:
-        problems = {} if self._failure is None else dict.fromkeys(self._unsynced, self._failure)
+        rooms = tuple(self._unsynced or self._used) or (str(self.path),)
+        if self._not_owned is not None:
+            return dict.fromkeys(rooms, self._not_owned)
+        problems = {} if self._failure is None else dict.fromkeys(rooms, self._failure)
         for room, used in tuple(self._used.items()):  # threads add to them
             if used.has_foreign:
                 problems[room] = self._foreign(room)
@@ -274,6 +291,7 @@ class SQLiteStore(OwnedStore):
         return f"{self.path}: another program has written to the room {room!r}, while it was open"
 
     async def repair(self, room: str, keep: Callable[[bytes], bool]) -> str:
+        await self.release(room)
         await self._change(self._repair, room, keep)
         return f"{self.path}, table damaged"
 
@@ -290,6 +308,7 @@ class SQLiteStore(OwnedStore):
 
     def _do(self, begin: str, do: Callable[..., T], *args: object) -> T:
         """Do something in one transaction, and translate what SQLite raises."""
+        self.check_owned()
         db = self._db
         if db is None:
             raise StoreUnavailable(f"the database {self.path} is closed")
@@ -297,6 +316,8 @@ class SQLiteStore(OwnedStore):
             with db:
                 db.execute(begin)
                 done = do(db, *args)
+                if begin != "BEGIN":
+                    self._files.check()
         except (sqlite3.Error, OverflowError) as exc:
             if db.in_transaction:
                 db.rollback()
@@ -314,7 +335,7 @@ class SQLiteStore(OwnedStore):
             self._patience = seconds
             db.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> tuple[sqlite3.Connection, DatabaseFiles]:
         try:
             self._patience = _OPEN_SECONDS
             db = sqlite3.connect(
@@ -338,12 +359,12 @@ class SQLiteStore(OwnedStore):
                         f"{self.path} is of version {version}, this ycore reads {_VERSION}"
                     )
                 self._wait_for_others(db, _BUSY_SECONDS)
+                return db, DatabaseFiles(self.path)
             except BaseException:
                 db.close()
                 raise
         except sqlite3.Error as exc:
             raise StoreUnavailable(f"can't use the database {self.path}: {exc}") from exc
-        return db
 
     def _room(self, db: sqlite3.Connection, room: str) -> tuple[int, int]:
         """Its key, and the id of its snapshot."""
@@ -352,17 +373,32 @@ class SQLiteStore(OwnedStore):
             raise RoomNotFound(f"no room {room!r} in {self.path}")
         return row[0], row[1]
 
-    def _begin(self, db: sqlite3.Connection, room: str, until: int | None) -> tuple[int, int]:
-        """The room's key, and the id of the first update to read."""
+    def _begin(self, db: sqlite3.Connection, room: str, until: int | None) -> tuple[int, int, int]:
+        """The room's key, the id of its oldest update, and that of the first to read."""
         key, snapshot = self._room(db, room)
-        if until is None:
-            return key, snapshot
         oldest, time = db.execute(
-            "SELECT min(id), time FROM updates WHERE room = ?", (key,)
+            "SELECT ifnull(min(id), 0), time FROM updates WHERE room = ?", (key,)
         ).fetchone()
-        if oldest is not None and oldest % 2 and time > until:
+        if until is None:
+            return key, oldest, self._base(db, key, snapshot)
+        if oldest % 2 and time > until:
             raise HistoryNotKept(f"of {room!r} nothing is kept from before {when(time / 1000)}")
-        return key, 0
+        return key, oldest, 0
+
+    def _base(self, db: sqlite3.Connection, key: int, snapshot: int) -> int:
+        """The id of the last snapshot that can be read, 0 if there is none. What those after it
+        have summed up is in the history."""
+        while snapshot:
+            row = db.execute(
+                "SELECT data, metadata, crc FROM updates WHERE room = ? AND id = ?", (key, snapshot)
+            ).fetchone()
+            if row is not None and row[2] == _crc(row[0], row[1]):
+                break
+            (snapshot,) = db.execute(
+                "SELECT ifnull(max(id), 0) FROM updates WHERE room = ? AND id < ? AND id % 2",
+                (key, snapshot),
+            ).fetchone()
+        return snapshot
 
     def _read(
         self,
@@ -464,10 +500,7 @@ class SQLiteStore(OwnedStore):
         ).fetchone()
         if written != (data,):
             raise StoreUnavailable(f"{self.path} does not hold what was written to it")
-        has_history = db.execute(
-            "SELECT 1 FROM updates WHERE room = ? AND id < ? LIMIT 1", (key, before)
-        ).fetchone()
-        if not (self.keep_history or has_history):
+        if not (self.keep_history or self._has_history(db, key, before)):
             db.execute("DELETE FROM updates WHERE room = ? AND id < ?", (key, snapshot))
         used.bytes, used.snapshot_bytes = db.execute(
             "UPDATE rooms SET snapshot = ?, snapshot_bytes = ?, bytes = ("
@@ -478,6 +511,19 @@ class SQLiteStore(OwnedStore):
         if used.read_to is not None:
             used.read_to = max(used.read_to, snapshot)
         self._unsynced.setdefault(room, monotonic())
+
+    def _has_history(self, db: sqlite3.Connection, key: int, snapshot: int) -> bool:
+        """Whether something is kept that a snapshot has summed up: the last one, or one that was
+        damaged, and put aside by a repair."""
+        found = db.execute(
+            "SELECT 1 FROM updates WHERE room = ?1 AND id < ?2 UNION ALL"
+            " SELECT 1 FROM damaged JOIN updates USING (room, id, time, crc)"
+            " WHERE room = ?1 AND id < ("
+            "  SELECT max(id) FROM damaged WHERE room = ?1 AND id % 2"
+            ") LIMIT 1",
+            (key, snapshot),
+        ).fetchone()
+        return found is not None
 
     def _delete(self, db: sqlite3.Connection, room: str) -> None:
         key, _ = self._room(db, room)
@@ -492,7 +538,7 @@ class SQLiteStore(OwnedStore):
         return [name.decode("utf-8", "surrogatepass") for (name,) in names]
 
     def _repair(self, db: sqlite3.Connection, room: str, keep: Callable[[bytes], bool]) -> None:
-        key, _ = self._room(db, room)
+        key, snapshot = self._room(db, room)
         now = time_ns() // 1_000_000
         db.execute("INSERT INTO damaged SELECT *, ? FROM updates WHERE room = ?", (now, key))
         rows = db.execute("SELECT id, data, metadata, crc FROM updates WHERE room = ?", (key,))
@@ -502,17 +548,32 @@ class SQLiteStore(OwnedStore):
             if crc != _crc(data, metadata) or not keep(data)
         ]
         db.executemany("DELETE FROM updates WHERE room = ? AND id = ?", bad)
+        snapshot = self._base(db, key, snapshot)
+        db.execute(
+            "UPDATE rooms SET snapshot = ?1, (bytes, snapshot_bytes) = ("
+            "  SELECT ifnull(sum(length(data)), 0), ifnull(sum(length(data) * (id = ?1)), 0)"
+            "  FROM updates WHERE room = ?2 AND id >= ?1"
+            ") WHERE id = ?2",
+            (snapshot, key),
+        )
 
     # -- syncing
 
     async def _sync_all(self) -> None:
-        if self._unsynced:
+        if self._not_owned is not None:
+            return
+        try:
             try:
+                self._files.check()
+            except StoreUnavailable:
+                async with self._lock:
+                    await to_thread.run_sync(self._heal)
+            if self._unsynced:
                 await self._sync()
-            except StoreError as exc:
-                if self._failure is None:
-                    logger.error("sync failed file=%s error=%r", self.path, str(exc))
-                self._failure = str(exc)
+        except StoreError as exc:
+            if self._failure is None:
+                logger.error("sync failed file=%s error=%r", self.path, str(exc))
+            self._failure = str(exc)
 
     async def _sync(self) -> None:
         """Make durable what was committed."""
@@ -524,17 +585,62 @@ class SQLiteStore(OwnedStore):
             self._unsynced.clear()
         self._failure = None
 
+    def _heal(self) -> None:
+        """If somebody has taken away or replaced one of the files, write the database anew: SQLite
+        still holds all of it open."""
+        self.check_owned()
+        try:
+            self._files.check()
+        except StoreUnavailable as exc:
+            why = str(exc)
+        else:
+            return
+        try:
+            self._write_anew()
+        except (sqlite3.Error, OSError, StoreUnavailable) as exc:
+            raise StoreUnavailable(f"{why}, and can't be written anew: {exc}") from exc
+        logger.error("healed file=%s after=%r", self.path, why)
+        self._unsynced.clear()
+        self._failure = None
+
+    def _write_anew(self) -> None:
+        old, its_files = self._db, self._files
+        assert old is not None
+        new = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}{NEW}")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with closing(sqlite3.connect(new)) as copy:
+                old.backup(copy)
+                (found,) = copy.execute("PRAGMA quick_check").fetchone()
+            if found != "ok":
+                raise StoreUnavailable(f"not all of it can be read: {found}")
+            sync_path(new)
+            claim = Claim(new)
+            try:
+                its_files.replace_by(new)
+            except BaseException:
+                claim.release()
+                raise
+        except BaseException:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+            raise
+        self._claim.release()
+        self._claim = claim
+        self._db, self._files = self._connect()
+        with suppress(sqlite3.Error):
+            old.close()  # which leaves the names alone: they lead elsewhere
+        its_files.close()
+
     def _checkpoint(self, mode: str) -> None:
+        self.check_owned()
         if self._db is None:
             raise StoreUnavailable(f"the database {self.path} is closed")
+        self._files.check()
         try:
             # The checkpoint syncs the log only as far as no reader keeps it from being read.
             with suppress(FileNotFoundError):
-                fd = os.open(f"{self.path}-wal", os.O_RDONLY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+                sync_path(Path(f"{self.path}-wal"))
             self._db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except (sqlite3.Error, OSError) as exc:
             raise StoreUnavailable(f"can't sync {self.path}: {exc}") from exc
@@ -543,6 +649,7 @@ class SQLiteStore(OwnedStore):
         with anyio.CancelScope(shield=True):
             async with self._lock:
                 try:
+                    await to_thread.run_sync(self._heal)
                     if self.fsync != "never":
                         await to_thread.run_sync(self._checkpoint, "TRUNCATE")
                 except StoreError as exc:
@@ -550,6 +657,7 @@ class SQLiteStore(OwnedStore):
                 db, self._db = self._db, None
                 if db is not None:
                     await to_thread.run_sync(db.close)
+                self._files.close()
                 self._claim.release()
 
 
