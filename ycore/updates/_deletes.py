@@ -17,8 +17,9 @@ Range: TypeAlias = tuple[int, int]
 """First clock, and the clock after the last."""
 
 _SWALLOWED: Final = 4 * STEP
-"""Once ranges that are added have taken the place of more known ones than these, what follows counts
-as new, whole, if anything of it is: to tell what was known would take long, and more bytes."""
+"""Once ranges that are added have taken the place of more known ones than these, what follows
+counts as new, whole, if anything of it is: to tell what was known would take long, and more bytes.
+"""
 
 _RANGE_BYTES: Final = 8
 """About what a range takes in an update."""
