@@ -734,6 +734,7 @@ def test_long_work_is_done_in_steps() -> None:
     assert store.behind() == {}
 
 
+@pytest.mark.source
 def test_all_that_is_left_of_values_is_deleted_at_once_in_each_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
